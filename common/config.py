@@ -1,0 +1,222 @@
+"""Configs are frozen dataclasses; YAML files and the command line fill them, and every fault names its key.
+
+A field is one line with its default, followed by a string that gives meaning, unit and source; that string is what
+`--help` prints. Nothing unknown is ignored, nothing is evaluated, and a file only states what differs from the
+defaults.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import sys
+import typing
+from argparse import ArgumentError
+from pathlib import Path
+
+from common.errors import InputError
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Count, Index, Fraction = PositiveInt, NonNegativeInt, ClosedUnitInterval
+Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
+NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", math.inf)])
+Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+
+ConfigT = typing.TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What is asked of one call, beside the experiment itself."""
+
+    out: str | None = None
+    """folder of the run; by default runs/ and the name of the config"""
+    stage: str = "all"
+    """the stage to run, or all of them in order"""
+    resume: str = "never"
+    """never, auto (continue from the run folder where it has a checkpoint) or the path of a checkpoint"""
+    resume_force: bool = False
+    """resume although the config has changed since the checkpoint"""
+
+
+def parse(
+    config_class: type[ConfigT], argv: list[str], description: str, stages: tuple[str, ...] = ()
+) -> tuple[ConfigT, Command, str]:
+    """Parse `--config FILE`, dotted overrides and the flags of `Command`; also returns the config's name.
+
+    Errors: InputError naming the file and line (or the option), the key and the nearest valid name.
+    """
+    parser = _parser(config_class, description)
+    parser.add_class_arguments(Command, as_group=True)
+    path = _config_path(argv)
+    lines = _check_file(parser, path) if path else {}
+    values = _parse(parser, argv, path, lines)
+    command = _build(Command, values)
+    if command.stage not in ("all", *stages):
+        raise InputError(f"--stage {command.stage}: {_choices(command.stage, ['all', *stages])}")
+    return _build(config_class, values), command, Path(path).stem if path else "default"
+
+
+def load(config_class: type[ConfigT], path: str | Path) -> ConfigT:
+    """The config in one YAML file. Errors: as `parse`."""
+    parser = _parser(config_class, "")
+    lines = _check_file(parser, str(path))
+    return _build(config_class, _parse(parser, ["--config", str(path)], str(path), lines))
+
+
+def override(config: ConfigT, argv: list[str], description: str = "") -> ConfigT:
+    """The config with dotted command-line overrides such as `--data.root DIR`. Errors: as `parse`."""
+    parser = _parser(type(config), description)
+    parser.set_defaults(_flat(to_dict(config)))
+    return _build(type(config), _parse(parser, argv, None, {}))
+
+
+def from_dict(config_class: type[ConfigT], values: dict) -> ConfigT:
+    """The inverse of `to_dict`. Errors: InputError for values that this version does not know."""
+    parser = _parser(config_class, "")
+    unknown = [key for key in _flat(values) if key not in _keys(parser)]
+    if unknown:
+        raise InputError(f"the stored config has keys this version does not know: {', '.join(unknown)}")
+    try:
+        return _build(config_class, parser.parse_object(values).as_dict())
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(f"the stored config does not fit this version: {' '.join(str(error).split())}") from error
+
+
+def to_dict(config) -> dict:
+    """Plain nested dict of numbers, strings, lists and None."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def dump(config) -> str:
+    """The whole config as YAML, in the order of its definition."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def digest(config) -> str:
+    """sha256 of the config's content; it goes into every checkpoint."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """`key: old -> new` for every key on which two nested dicts differ."""
+    old, new = _flat(old), _flat(new)
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def nearest(name: str, valid: typing.Iterable[str]) -> str:
+    """`, did you mean …?` when a valid name lies close, otherwise nothing."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _choices(name: str, valid: list[str]) -> str:
+    return f"not one of {', '.join(valid)}{nearest(name, valid)}"
+
+
+def _parser(config_class: type, description: str) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with what differs from the defaults")
+    parser.add_class_arguments(config_class, as_group=True)
+    return parser
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if action.option_strings]
+
+
+def _config_path(argv: list[str]) -> str | None:
+    paths = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    paths += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    if len(paths) > 1:
+        raise InputError(f"--config was given {len(paths)} times ({', '.join(paths)}); give one")
+    return paths[0] if paths else None
+
+
+def _parse(parser: ArgumentParser, argv: list[str], path: str | None, lines: dict[str, int]) -> dict:
+    given = {word.partition("=")[0].lstrip("-") for word in argv if word.startswith("--")}
+    try:
+        return parser.parse_args(argv).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
+    found = re.search(r'key "([^"]+)":? ?(.*)', message)
+    if found:
+        key, cause = found.groups()
+        where = f"{path}:{lines[key]}: " if key in lines and key not in given else "--"
+        raise InputError(f"{where}{key}: {cause}")
+    options = [word.partition("=")[0][2:] for word in argv if word.startswith("--")]
+    for name in options:
+        if name not in _keys(parser) and not name.startswith("print_config"):
+            raise InputError(f"--{name} is not an option{nearest(name, _keys(parser))}")
+    raise InputError(message)
+
+
+def _check_file(parser: ArgumentParser, path: str) -> dict[str, int]:
+    """The line of every key; InputError for what YAML would accept silently or report without a place."""
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise InputError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}: must hold `key: value` lines, found {'nothing' if node is None else node.id}")
+    valid = _keys(parser)
+    lines: dict[str, int] = {}
+
+    def walk(mapping: yaml.MappingNode, prefix: str) -> None:
+        for key_node, value in mapping.value:
+            key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
+            if key in lines:
+                raise InputError(f"{path}:{line}: {key} was already given in line {lines[key]}")
+            if key not in valid or key == "config":
+                raise InputError(f"{path}:{line}: unknown key {key}{nearest(key, valid)}")
+            if not value.tag.startswith("tag:yaml.org,2002:") or value.tag.startswith("tag:yaml.org,2002:python"):
+                raise InputError(f"{path}:{line}: {key}: the tag {value.tag} is not allowed")
+            lines[key] = line
+            if isinstance(value, yaml.MappingNode):
+                walk(value, f"{key}.")
+            elif any(name.startswith(f"{key}.") for name in valid):
+                raise InputError(f"{path}:{line}: {key} is a group; give its keys below it, indented")
+
+    walk(node, "")
+    return lines
+
+
+def _build(cls: type[ConfigT], values: dict) -> ConfigT:
+    """A (nested) dataclass from a plain dict that may hold other keys as well."""
+    if not isinstance(values, dict):
+        raise InputError(f"{cls.__name__.lower()} is a group of keys, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    made = {
+        field.name: _build(hints[field.name], values[field.name])
+        if dataclasses.is_dataclass(hints[field.name])
+        else values[field.name]
+        for field in dataclasses.fields(cls)
+    }
+    return cls(**made)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def help_requested(argv: list[str]) -> bool:
+    """Whether the call only prints (`--help`, `--print_config`)."""
+    return any(word in ("-h", "--help") or word.startswith("--print_config") for word in argv or sys.argv[1:])

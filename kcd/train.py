@@ -1,0 +1,361 @@
+"""Knowledge condensation distillation: train a teacher, then a student on knowledge that is condensed as it learns.
+
+    python train.py --config cfg.yaml                      digits, about a minute on two CPU cores
+    python train.py --config configs/resnet32x4_resnet8x4_kd.yaml
+    torchrun --nproc_per_node=8 train.py --config configs/imagenet_resnet34_resnet18.yaml
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import checkpoint, distributed
+from common.config import parse
+from common.errors import InputError
+from common.fold import fold_batchnorm
+from common.labelled import batches, describe, epoch_order, test_batches
+from common.metrics import Accuracy
+from common.randomness import uniform
+from common.run import Run, entry, run_folder, stages_to_run
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kcd import data, distillers, models
+from kcd.config import Config
+from kcd.method import Condenser, learning_rate, sample_visits
+
+STAGES = ("teacher", "init", "student")
+SMALL_NETWORKS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+RANDOM_RANK = 16  # slot of the fixed random order of the control "random"
+
+
+def main(argv: list[str]) -> Path:
+    """Run the stages of one experiment; returns the run folder."""
+    config, command, name = parse(Config, argv, __doc__, STAGES)
+    train, test = data.load(config)
+    about = describe(config.data, train)
+    for stage in stages_to_run(command, "kcd", STAGES):
+        if not wanted(config, stage):
+            continue
+        with Run("kcd", config, command, name, stage, about) as run:
+            {"teacher": train_teacher, "init": initialise, "student": distil}[stage](run, config, train, test)
+    return run_folder(command, name)
+
+
+def wanted(config: Config, stage: str) -> bool:
+    """A teacher is trained unless its weights are given; only three methods have an initialisation."""
+    if stage == "teacher":
+        return not config.teacher.checkpoint
+    return stage == "student" or distillers.find(config.distill.method).init_stage
+
+
+# -- the three stages ------------------------------------------------------------------------------------------------
+
+
+def train_teacher(run: Run, config: Config, train, test) -> None:
+    """Plain cross entropy with the student's recipe (section 4)."""
+    network = models.build(config.teacher.name, len(train.classes), config.teacher.width)
+    network = network.to(run.device, memory_format=torch.channels_last)
+    rate = base_rate(config, config.teacher.name)
+    optimiser = sgd(config, network.parameters(), rate)
+    epochs = config.teacher.epochs or config.optim.epochs
+    wrapped = distributed.wrap(network)
+
+    def terms(batch) -> dict[str, Tensor]:
+        with run.autocast():
+            logits = wrapped(batch.images)
+        return {"ce": F.cross_entropy(logits.float(), batch.labels)}
+
+    fit(run, config, train, test, network, {"model": network}, optimiser, epochs, rate, terms)
+
+
+def initialise(run: Run, config: Config, train, test) -> None:
+    """The first stage of AB, FT and FSP (section 2.7): full set, constant rate, nothing recorded."""
+    student, teacher, distiller = build_pair(run, config, train)
+    step = InitStep(student, distiller)
+    slow = config.distill.method == "factor" and config.student.name.lower().startswith(("resnet", "wrn"))
+    rate = 0.01 if slow else base_rate(config, config.student.name)
+    optimiser = sgd(config, [p for p in step.parameters() if p.requires_grad], rate)
+    wrapped = distributed.wrap(step)
+
+    def terms(batch) -> dict[str, Tensor]:
+        with run.autocast():
+            return {config.distill.method: wrapped(batch.images, teacher(batch.images)[0])}
+
+    saved = {"model": student, "distiller": distiller}
+    fit(run, config, train, None, step, saved, optimiser, config.distill.init_epochs, None, terms)
+
+
+def distil(run: Run, config: Config, train, test) -> None:
+    """The paper's algorithm: T epochs of distillation that record values, then condense, and so on (section 2.5)."""
+    student, teacher, distiller = build_pair(run, config, train)
+    if distiller.init_stage:
+        initialised = checkpoint.load_own(run.folder.parent / "init" / "last.pt", "kcd", "init")["state"]
+        student.load_state_dict(initialised["model"])
+        distiller.load_state_dict(initialised["distiller"])
+    step = StudentStep(student, distiller, config)
+    rate = base_rate(config, config.student.name)
+    optimiser = sgd(config, [p for m in (student, *distiller.main_modules()) for p in m.parameters()], rate)
+    condenser = build_condenser(config, train, run.device)
+    wrapped = distributed.wrap(step)
+
+    def terms(batch) -> dict[str, Tensor]:
+        with run.autocast():
+            features, teacher_logits = teacher(batch.images)
+            losses, logits = wrapped(batch.images, batch.labels, batch.index, features, teacher_logits)
+        if batch.weight:
+            condenser.record(batch.index, logits, teacher_logits, batch.labels)
+        return losses
+
+    saved = {"model": student, "distiller": distiller}
+    fit(run, config, train, test, step, saved, optimiser, config.optim.epochs, rate, terms, condenser)
+
+
+class StudentStep(nn.Module):
+    """γ·CE + α·KD + β·method of a batch, each term by name (section 2.6), and the student's logits."""
+
+    def __init__(self, student: nn.Module, distiller: nn.Module, config: Config):
+        super().__init__()
+        self.student, self.distiller, self.temperature = student, distiller, config.distill.temperature
+        wanted = config.distill.gamma, config.distill.alpha, config.distill.beta
+        self.gamma, self.alpha, self.beta = distillers.loss_weights(config.distill.method, *wanted)
+
+    def forward(self, images, labels, index, teacher_features, teacher_logits) -> tuple[dict[str, Tensor], Tensor]:
+        if self.distiller.main_loss:
+            features, logits = self.student(images, is_feat=True, preact=self.distiller.preact)
+        else:
+            logits = self.student(images)  # no feature map outlives the forward
+        losses = {"ce": self.gamma * F.cross_entropy(logits.float(), labels)}
+        if self.alpha:
+            losses["kd"] = self.alpha * distillers.kd(logits, teacher_logits, self.temperature)
+        if self.distiller.main_loss:
+            losses["method"] = self.beta * self.distiller(features, teacher_features, index)
+        return losses, logits
+
+
+class InitStep(nn.Module):
+    """The loss of an initialisation stage; only the modules that it trains are in training mode."""
+
+    def __init__(self, student: nn.Module, distiller: nn.Module):
+        super().__init__()
+        self.student, self.distiller = student, distiller
+        self.requires_grad_(False)
+        self.trained = distiller.init_modules(student)
+        for module in self.trained:
+            module.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "InitStep":
+        super().train(False)
+        for module in self.trained:
+            module.requires_grad_(True).train(mode)
+        return self
+
+    def forward(self, images: Tensor, teacher_features: list[Tensor]) -> Tensor:
+        features, _ = self.student(images, is_feat=True, preact=self.distiller.preact)
+        return self.distiller.init_loss(features, teacher_features)
+
+
+class Answer(nn.Module):
+    """The teacher as the loop asks it: features where the method needs them, and logits."""
+
+    def __init__(self, network: nn.Module, features: bool, preact: bool):
+        super().__init__()
+        self.network, self.features, self.preact = network, features, preact
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        return self.network(images, is_feat=True, preact=self.preact) if self.features else ([], self.network(images))
+
+
+# -- what the stages are made of -------------------------------------------------------------------------------------
+
+
+def build(config: Config, classes: int = 100) -> tuple[nn.Module, nn.Module]:
+    """Student and teacher networks. Errors: InputError for an unknown network or a width it does not have."""
+    distillers.find(config.distill.method)
+    student = models.build(config.student.name, classes, config.student.width)
+    return student, models.build(config.teacher.name, classes, config.teacher.width)
+
+
+def build_pair(run: Run, config: Config, train) -> tuple[nn.Module, Callable, nn.Module]:
+    """Student, frozen teacher (BatchNorm folded, no gradient) and distiller, on the device."""
+    student, teacher = build(config, len(train.classes))
+    path = Path(config.teacher.checkpoint or run.folder.parent / "teacher" / "last.pt")
+    if not path.exists():
+        raise InputError(f"{path}: there is no teacher; run stage teacher first, or give --teacher.checkpoint")
+    models.load_weights(teacher, path)
+    run.require_same("teacher", checkpoint.file_sha256(path))
+    images, _ = train.fetch(torch.arange(2), 1)
+    shapes = [feature_shapes(network, images.cpu()) for network in (student, teacher)]
+    distiller = distillers.build(
+        config.distill.method,
+        *shapes,
+        n_data=len(train),
+        n_classes=len(train.classes),
+        seed=config.seed,
+        labels=train.labels,
+        negatives=config.distill.crd_negatives,
+        temperature=config.distill.crd_temperature,
+        momentum=config.distill.crd_momentum,
+        positives=config.distill.crd_positives,
+    )
+    asked = distiller.main_loss or run.stage == "init"
+    folded = fold_batchnorm(Answer(teacher.requires_grad_(False), asked, distiller.preact))
+    folded = folded.to(run.device, memory_format=torch.channels_last)
+    student = student.to(run.device, memory_format=torch.channels_last)
+
+
+    @torch.no_grad()
+    def ask(images: Tensor) -> tuple[list[Tensor], Tensor]:
+        return folded(images)
+
+    return student, ask, distiller.to(run.device)
+
+
+@torch.no_grad()
+def feature_shapes(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
+    """Shapes of f0 … fk for one sample."""
+    features, _ = network.eval()(images, is_feat=True)
+    return [tuple(feature.shape[1:]) for feature in features]
+
+
+def build_condenser(config: Config, train, device: torch.device) -> Condenser:
+    """The knowledge set of a config, on the device."""
+    c = config.condense
+    condenser = Condenser(
+        len(train),
+        version=c.version,
+        criterion=c.criterion,
+        tau=c.tau,
+        interval=c.interval,
+        stages=c.stages,
+        warmup=c.warmup,
+        alpha=c.alpha,
+        mix_min=c.mix_min,
+        record_scope=c.record_scope,
+        at_last_epoch=c.at_last_epoch,
+        balance=train.labels.to(device) if c.balance_classes else None,
+        random=uniform(config.seed, 0, torch.arange(len(train), device=device), RANDOM_RANK),
+        device=device,
+    )
+    data.load_official_state(config, train, condenser)
+    return condenser
+
+
+def base_rate(config: Config, network: str) -> float:
+    """The learning rate of section 4: 0.05, and 0.01 for the three small networks."""
+    return config.optim.lr or (0.01 if network in SMALL_NETWORKS else 0.05)
+
+
+def sgd(config: Config, parameters, rate: float) -> torch.optim.SGD:
+    """SGD with momentum over what is trained."""
+    return torch.optim.SGD(parameters, rate, config.optim.momentum, weight_decay=config.optim.weight_decay)
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------
+
+
+def fit(run, config, train, test, module, saved, optimiser, epochs, rate, terms_of, condenser=None) -> None:
+    """Epochs of SGD over the kept points, with evaluation, condensation and checkpoints.
+
+    module: in training mode during an epoch. saved: {name: module} that a checkpoint holds. rate: base learning rate
+    of the step schedule, None for the optimiser's constant one. terms_of: batch -> {name: weighted loss term}.
+    """
+    everything = torch.arange(len(train), device=run.device)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    progress = {"visits": 0, "best": 0.0, "overhead": 0.0}
+    epoch, step, done = 1, 0, 0
+    state = run.resume()
+    if state:
+        epoch, step, done = state["epoch"], state["step"], state["done"]
+        for name, part in saved.items():
+            part.load_state_dict(state[name])
+        optimiser.load_state_dict(state["optimiser"])
+        progress = state["progress"]
+        if condenser:
+            condenser.load_state_dict(state["condenser"])
+            data.replay(train, condenser)
+
+    def save(best: bool = False) -> None:
+        content = {name: part.state_dict() for name, part in saved.items()}
+        content |= {"optimiser": optimiser.state_dict(), "progress": progress, "done": done}
+        if condenser:
+            condenser.merge(distributed.sum_)
+            content["condenser"] = condenser.state_dict()
+        run.save(step, epoch, content, best)
+
+    while epoch <= epochs:
+        if rate is not None:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(rate, epoch, config.optim.decay_epochs, config.optim.decay)
+        module.train()
+        for part in saved.values():
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        order = epoch_order(config.seed, epoch, condenser.kept if condenser else everything)
+        total = -(-len(order) // config.data.batch_size)
+        steps = batches(train, order, epoch, config.data, run.device, start=done, micro_batches=run.runtime.micro_batches)
+        for micro_batches in run.progress(steps, total - done, f"epoch {epoch}/{epochs}"):
+            optimiser.zero_grad(set_to_none=True)
+            for batch in micro_batches:
+                terms = terms_of(batch)
+                (sum(terms.values()) * batch.weight).backward()
+            step, done = step + 1, done + 1
+            run.watch(step, terms, parameters)
+            optimiser.step()
+            if step % run.runtime.log_every == 0:
+                run.log("train", step, epoch, lr=optimiser.param_groups[0]["lr"], **terms)
+            if run.should_stop(step):
+                save()
+                run.leave()
+            if run.should_save(step):
+                save()
+        progress["visits"] += len(order)
+        report = {"kept": len(order), "sample_visits": progress["visits"] / (epoch * len(train))}
+        if condenser:
+            report |= condense(run, condenser, train, epoch, epochs, progress)
+        top1 = 0.0
+        if test is not None:
+            accuracy = evaluate(saved["model"], test, config, run.device)
+            run.log("test", step, epoch, **accuracy)
+            top1 = accuracy["top1"]
+        run.log("knowledge", step, epoch, seconds=run.elapsed(), **report)
+        run.say(f"epoch {epoch}/{epochs}: top1 {top1:.2f}, {len(order)} points")
+        best = top1 > progress["best"]
+        progress["best"] = max(top1, progress["best"])
+        epoch, done = epoch + 1, 0
+        save(best)
+
+
+def condense(run: Run, condenser: Condenser, train, epoch: int, epochs: int, progress: dict) -> dict:
+    """The end of an E-step: merge the record and, every T epochs, rank, keep and summarise."""
+    began = time.perf_counter()
+    condenser.merge(distributed.sum_)
+    report = {}
+    if condenser.due(epoch, epochs):
+        change = data.condense(train, condenser)
+        labels = train.labels.to(run.device)
+        report = {
+            "lost": len(change["lost"]),
+            "reentered": change["reentered"],
+            "kept_per_class": torch.bincount(labels[change["kept"]], minlength=len(train.classes)),
+        }
+    progress["overhead"] += time.perf_counter() - began
+    return {**report, "condensation_seconds": progress["overhead"]}
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, test, config: Config, device: torch.device) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent on the whole test set."""
+    distributed.sync_buffers(network)
+    network.eval()
+    meter = Accuracy()
+    for images, labels in test_batches(test, config.data, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16"):
+            meter.update(network(images).float(), labels)
+    return meter.result()
+
+
+if __name__ == "__main__":
+    entry(main)
