@@ -36,7 +36,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.$/}~*-])/(?:work|home|root|tmp|Users)\b|\.\.
 HEADER = {
     "the table row or figure": re.compile(r"\b(table|row|figure|fig\.|section|poster)\b", re.I),
     "the hardware": re.compile(r"\b(\d+ ?x ?)?(GPUs?|CPUs?|cores?|[AHV]\d{2,3})\b"),
-    "the expected number (`expected …`)": re.compile(r"\bexpect(ed|s)?\b.*(\d|\bno\b)", re.I),
+    "the expected number (`expected …`)": re.compile(r"\bexpect(ed|s)?\b.*((?<![\w-])\d|\bno\b)", re.I),
 }
 SHELLS = ("sh", "bash", "shell", "console", "zsh")
 

@@ -297,11 +297,11 @@ def write(results: Results, pictures: dict[str, dict[str, list[Path]]], root: Pa
     return page
 
 
-def _number(value: float | None, signed: bool = False) -> str:
-    """Four significant digits, a true minus sign, no exponent for ordinary sizes; a dash for no number."""
+def number(value: float | None, signed: bool = False, beside: float = 0.0) -> str:
+    """Four significant digits of the larger of value and `beside`, a true minus sign; a dash for no number."""
     if value is None:
         return "–"
-    size = abs(value)
+    size = max(abs(value), abs(beside))
     if size and not 1e-4 <= size < 1e7:
         text = f"{value:.2e}"
     else:
@@ -311,12 +311,13 @@ def _number(value: float | None, signed: bool = False) -> str:
 
 
 def _difference(comparison: Comparison, project: ProjectResult) -> str:
+    """`mean [low, high] unit`, all to the same decimal."""
+    if comparison.mean is None:
+        return "–"
+    values = [comparison.mean, *(comparison.interval or [])]
+    mean, *bounds = (number(value, signed=True, beside=max(map(abs, values))) for value in values)
     unit = project.quantities[comparison.quantity].unit
-    text = _number(comparison.mean, signed=True)
-    if comparison.interval:
-        low, high = (_number(bound, signed=True) for bound in comparison.interval)
-        text += f" [{low}, {high}]"
-    return f"{text} {unit}".rstrip() if comparison.mean is not None else text
+    return f"{mean} {f'[{bounds[0]}, {bounds[1]}] ' if bounds else ''}{unit}".rstrip()
 
 
 def _label(project: ProjectResult, name: str) -> str:
@@ -440,9 +441,10 @@ def _verdicts(project: ProjectResult) -> str:
     rows = [
         [
             _escape(c.claim),
-            f"{_escape(c.a)} − {_escape(c.b)}<br><small>{_escape(_label(project, c.quantity))}</small>",
+            f'<span class="whole">{_escape(c.a)} − {_escape(c.b)}</span><br>'
+            f"<small>{_escape(_label(project, c.quantity))}</small>",
             _escape(_kind(c, project)),
-            _escape(_difference(c, project)),
+            f'<span class="whole">{_escape(_difference(c, project))}</span>',
             f"{_word(c.verdict)}<br><small>{_escape(c.reason)}</small>",
         ]
         for c in project.comparisons
@@ -455,7 +457,7 @@ def _kind(comparison: Comparison, project: ProjectResult) -> str:
     if comparison.kind != "equivalence":
         return comparison.kind
     unit = project.quantities[comparison.quantity].unit
-    return f"equivalence, ±{_number(comparison.margin)} {unit}".rstrip()
+    return f"equivalence, ±{comparison.margin:g} {unit}".rstrip()
 
 
 def _cell(values: list[float | None]) -> str:
@@ -463,10 +465,10 @@ def _cell(values: list[float | None]) -> str:
     there = [value for value in values if value is not None]
     if not there:
         return "–"
-    text = f"<b>{_number(statistics.fmean(there))}</b>"
+    text = f"<b>{number(statistics.fmean(there))}</b>"
     if len(there) > 1:
-        text += f" ± {_number(statistics.stdev(there))}"
-    return f"{text}<br><small>{' · '.join(_number(value) for value in values)}</small>"
+        text += f" ± {number(statistics.stdev(there), beside=statistics.fmean(there))}"
+    return f"{text}<br><small>{' · '.join(number(value) for value in values)}</small>"
 
 
 def _arms(project: ProjectResult) -> str:
@@ -632,7 +634,7 @@ th{font-weight:500;color:var(--soft);text-align:left;border-bottom:1px solid var
 vertical-align:bottom}
 td{padding:.5rem .7rem .5rem 0;border-bottom:1px solid var(--line);vertical-align:top}.n{text-align:right}
 td:first-child{min-width:13rem}
-.word{font-weight:650}.shown{color:var(--shown)}.open{color:var(--open)}.contradicted{color:var(--contradicted)}
+.whole{white-space:nowrap}.word{font-weight:650}.shown{color:var(--shown)}.open{color:var(--open)}.contradicted{color:var(--contradicted)}
 figure{margin:1.5rem 0}img{max-width:100%;height:auto}figcaption{font-size:.85rem}
 .gallery{display:flex;flex-wrap:wrap;gap:.5rem}.gallery img{max-height:14rem;border-radius:3px}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;font-size:.87rem;margin:.8rem 0}dd{margin:0;

@@ -511,7 +511,7 @@ def _progress(total: int, plans: dict[str, Plan]):
             print(f"{head}, seed {job.seed}: FAILED: {outcome.error} (see {job.log})", flush=True)
             return
         values = "".join(
-            f"  {name} {outcome.metrics[quantity.source]}"
+            f"  {name} {report.number(outcome.metrics[quantity.source])}"
             for name, quantity in plans[job.project].quantities.items()
             if outcome.metrics
         )

@@ -37,7 +37,8 @@ def save(path: str | Path, content: dict) -> None:
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be written ({error}); the previous checkpoint is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def load(path: str | Path) -> dict:

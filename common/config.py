@@ -142,6 +142,8 @@ def _config_path(argv: list[str]) -> str | None:
 
 def _parse(parser: ArgumentParser, argv: list[str], path: str | None, lines: dict[str, int]) -> dict:
     given = {word.partition("=")[0].lstrip("-") for word in argv if word.startswith("--")}
+    # jsonargparse lets the later word win; an option wins over the file wherever it stands.
+    argv = ["--config", path, *_without_config(argv)] if path else argv
     try:
         return parser.parse_args(argv).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
@@ -155,13 +157,19 @@ def _parse(parser: ArgumentParser, argv: list[str], path: str | None, lines: dic
     for name in options:
         if name not in _keys(parser) and not name.startswith("print_config"):
             raise InputError(f"--{name} is not an option{nearest(name, _keys(parser))}")
-    raise InputError(message)
+    raise InputError(f"{path}: {message}" if path and "config" in message else message)
+
+
+def _without_config(argv: list[str]) -> list[str]:
+    taken = {i + k for i, word in enumerate(argv) if word == "--config" for k in (0, 1)}
+    return [word for i, word in enumerate(argv) if i not in taken and not word.startswith("--config=")]
 
 
 def _check_file(parser: ArgumentParser, path: str) -> dict[str, int]:
     """The line of every key; InputError for what YAML would accept silently or report without a place."""
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -172,9 +180,10 @@ def _check_file(parser: ArgumentParser, path: str) -> dict[str, int]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
         raise InputError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(node, yaml.MappingNode):
+    if node is None or node.tag != "tag:yaml.org,2002:map":
         raise InputError(f"{path}: must hold `key: value` lines, found {'nothing' if node is None else node.id}")
     valid = _keys(parser)
+    empty = [a.dest for a in parser._actions if type(None) in typing.get_args(getattr(a, "_typehint", None))]
     lines: dict[str, int] = {}
 
     def walk(mapping: yaml.MappingNode, prefix: str) -> None:
@@ -191,8 +200,16 @@ def _check_file(parser: ArgumentParser, path: str) -> dict[str, int]:
                 walk(value, f"{key}.")
             elif any(name.startswith(f"{key}.") for name in valid):
                 raise InputError(f"{path}:{line}: {key} is a group; give its keys below it, indented")
+            elif value.tag == "tag:yaml.org,2002:null" and key not in empty:
+                raise InputError(f"{path}:{line}: {key} needs a value")
 
     walk(node, "")
+    try:
+        yaml.safe_load(text)  # tags deep inside, and scalars that are not what they look like
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(f"{path}:{error.problem_mark.line + 1}: {error.problem}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
     return lines
 
 
@@ -201,6 +218,9 @@ def _build(cls: type[ConfigT], values: dict) -> ConfigT:
     if not isinstance(values, dict):
         raise InputError(f"{cls.__name__.lower()} is a group of keys, not {values!r}")
     hints = typing.get_type_hints(cls)
+    for key, hint in hints.items():  # jsonargparse takes None for every type
+        if values[key] is None and type(None) not in typing.get_args(hint):
+            raise InputError(f"{key} needs a value")
     made = {
         field.name: _build(hints[field.name], values[field.name])
         if dataclasses.is_dataclass(hints[field.name])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-CROP_ROW, CROP_COLUMN, FLIP, RESIZE = 2, 3, 4, 5  # slots; RESIZE takes four for each of its ten attempts
+CROP_ROW, CROP_COLUMN, FLIP, RESIZE = 2, 3, 4, 16  # slots; RESIZE takes four for each of its ten attempts
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -82,7 +82,7 @@ class FolderSet:
 
         try:
             listing = ImageFolder(str(root))
-        except FileNotFoundError as error:
+        except OSError as error:
             raise InputError(f"{root}: is not a folder of class folders with images ({error})") from error
         samples = listing.samples[:limit] if limit else listing.samples
         self.paths = [path for path, _ in samples]
@@ -122,13 +122,13 @@ class FolderSet:
         else:
             w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
             top, left = (height - h) // 2, (width - w) // 2
-        return np.asarray(image.resize((224, 224), Image.BILINEAR, box=(left, top, left + w, top + h)))
+        return np.asarray(image.crop((left, top, left + w, top + h)).resize((224, 224), Image.BILINEAR))
 
     @staticmethod
     def _centre_crop(image: Image.Image, _draws: np.ndarray) -> np.ndarray:
         width, height = image.size
-        scale = 256 / min(width, height)
-        image = image.resize((max(256, int(width * scale)), max(256, int(height * scale))), Image.BILINEAR)
+        short = min(width, height)
+        image = image.resize((int(256 * width / short), int(256 * height / short)), Image.BILINEAR)
         left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
         return np.asarray(image.crop((left, top, left + 224, top + 224)))
 

@@ -162,12 +162,14 @@ class _Fetch(torch.utils.data.Dataset):
 
 
 def _loader(data, parts: list[torch.Tensor], epoch: int, workers: int, device: torch.device) -> DataLoader:
+    # The loader's own generator, or it would draw from the global one and a resumed run would differ.
     return DataLoader(
         _Fetch(data, epoch),
         batch_size=None,
         sampler=parts,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
     )
 
 

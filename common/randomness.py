@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 MASK = 0xFFFFFFFF
-# Slots 0-15 belong to common/; projects number their own draws from 16.
+# Slots 0-63 belong to common/; projects number their own draws from 64.
 ORDER_SLOT, ORDER_LOW_SLOT = 0, 1
 
 

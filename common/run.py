@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,6 @@ from common.randomness import seed_everything
 
 import numpy as np
 import torch
-import torchvision
 from tqdm import tqdm
 
 
@@ -295,7 +295,7 @@ def environment(conf, data: dict) -> dict:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "system": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),

@@ -3,7 +3,6 @@
 `python data.py --root DIR` says which data sets are there, what is missing and where it comes from.
 """
 
-import sys
 from pathlib import Path
 
 from common import checkpoint, labelled, run
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from kcd.config import Config
-from kcd.method import Condenser, mix
+from kcd.method import Condenser
 
 
 class SummarisedFolder(FolderSet):

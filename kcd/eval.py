@@ -1,18 +1,17 @@
 """The paper's protocol on a checkpoint: top-1 and top-5 on the whole test set, cost, and what the run has visited.
 
     python eval.py --checkpoint runs/cfg/student/last.pt [--data.root DIR]
-    python eval.py --checkpoint save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --config configs/NAME.yaml --role teacher
+    python eval.py --checkpoint ckpt_epoch_240.pth --config configs/NAME.yaml --role teacher      (an official one)
 
 The number to report is that of the last epoch (last.pt); best.pt is chosen on the test set and for information only.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
-from common.errors import CheckpointError, InputError
+from common.errors import CheckpointError
 from common.run import entry, environment
 
 import torch

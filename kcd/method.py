@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 64  # images blended at once
 # -- E-step: the value of a knowledge point --------------------------------------------------------------------------
 
 
@@ -89,12 +90,16 @@ def mix(kept: Tensor, lost: Tensor, mix_min: float = 0.7) -> Tensor:
     """Blend the i-th of L lost images into the i-th partner: uint8 [L, ...] of trunc(r_i·kept + (1 − r_i)·lost).
 
     r_i = mix_min + (1 − mix_min)·(L − i)/L falls from 1, so the perturbation grows as the value falls. All in float32,
-    in this order: other orders flip single pixels.
+    in this order: other orders flip single pixels. Blocks keep the float temporaries inside the processor's cache.
     """
     count = len(kept)
     q = torch.arange(count, 0, -1, dtype=torch.float32, device=kept.device) / count
-    r = ((1 - mix_min) * q + mix_min).view(-1, *[1] * (kept.ndim - 1))
-    return (r * kept.float() + (1 - r) * lost.float()).to(torch.uint8)
+    rate = ((1 - mix_min) * q + mix_min).view(-1, *[1] * (kept.ndim - 1))
+    blended = torch.empty_like(kept)
+    for r, a, b, out in zip(*(t.split(BLOCK) for t in (rate, kept, lost, blended))):
+        # Through int16, since torch has no fast kernel from float to uint8; both truncate.
+        out.copy_((r * a.float()).add_((1 - r) * b.float()).to(torch.int16))
+    return blended
 
 
 class Condenser:
@@ -138,10 +143,13 @@ class Condenser:
         self.reentries = 0
 
     def record(self, index: Tensor, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
-        """Note a batch's values under its positions [B], on the device; a position occurs once an epoch."""
-        if self.version == "none":
-            return
-        value = CRITERIA[self.criterion](student.detach(), teacher, labels).double()
+        """Note what a batch's logits [B, C] say of the points [B]; nothing leaves the device."""
+        if self.version != "none":
+            self.note(index, CRITERIA[self.criterion](student.detach(), teacher, labels))
+
+    def note(self, index: Tensor, value: Tensor) -> None:
+        """Note values [B] of the points [B]; a point occurs at most once a call."""
+        value = value.double()
         self.pending[0].index_add_(0, index, value)
         self.pending[1].index_add_(0, index, torch.ones_like(value))
 

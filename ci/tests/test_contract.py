@@ -72,7 +72,16 @@ python not_a_command.py
 """,
     **{f"tests/test_{name}.py": "" for name in ("method", "models", "data", "train", "oracles")},
 }
-MAKEFILE = "NAMES = kcd lts\n.PHONY: setup\nsetup:\n\techo hello\n$(addprefix test-,$(NAMES)):\n\techo $@\nsmoke-%:\n\techo $@\n"
+MAKEFILE = """
+NAMES = kcd lts
+.PHONY: setup
+setup:
+\techo hello
+$(addprefix test-,$(NAMES)):
+\techo $@
+smoke-%:
+\techo $@
+"""
 
 
 @pytest.fixture(autouse=True)

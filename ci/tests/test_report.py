@@ -136,7 +136,7 @@ def test_saved_results_belong_to_their_project(root):
 def test_the_text_table_says_what_and_why():
     lines = report.text_table(results()).splitlines()
     assert lines[1].split()[:5] == ["kcd", "kcd", "-", "kd", "top1"]
-    assert "+1.033 [+0.8899, +1.177] %" in lines[1]
+    assert "+1.033 [+0.890, +1.177] %" in lines[1]
     assert "the interval lies on the claimed side of 0" in lines[1]
 
 
@@ -145,7 +145,7 @@ def test_the_text_table_says_what_and_why():
     [(None, "–"), (0.0, "0.00"), (-1.0333, "−1.033"), (37500.0, "37500"), (1e-7, "1.00e−07"), (0.001234, "0.001234")],
 )
 def test_numbers_are_written_for_people(value, text):
-    assert report._number(value) == text
+    assert report.number(value) == text
 
 
 def test_the_page_holds_everything_and_needs_nothing(root):
@@ -155,7 +155,7 @@ def test_the_page_holds_everything_and_needs_nothing(root):
     text = page.read_text(encoding="utf-8")
     for piece in (
         *("Value &amp; knowledge", "ECCV 2022", "KC-KD 75.7", "Condensing beats &lt;plain&gt; distillation."),
-        *("+1.033 [+0.8899, +1.177] %", '<span class="word shown">shown</span>', "equivalence, ±0.5000 %"),
+        *("+1.033 [+0.890, +1.177] %", '<span class="word shown">shown</span>', "equivalence, ±0.5 %"),
         *('<span class="word contradicted">contradicted</span>', "71.10 · 72.00 · 73.00", "87.50", "visits"),
         *("python -m ci.reproduce kcd", "python kcd/eval.py --checkpoint last.pt", "torch 2.13.0"),
         *("aaaaaaaaaaaa, with uncommitted changes", "digits (dddddddddddd)", "How a verdict is computed"),

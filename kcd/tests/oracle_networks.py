@@ -1,3 +1,5 @@
+"""What networks.npz holds: counts, logits and features of every network under a rule that fills its weights."""
+
 import re
 import zlib
 

@@ -1,0 +1,406 @@
+"""The commands as a user runs them: train, kill, resume, distribute, evaluate; and what they refuse."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from common import checkpoint, config
+from common.errors import CheckpointError, InputError, NonFiniteError
+from common.images import write_image
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kcd import distillers, eval, models, train
+from kcd.config import Config
+
+PROJECT = Path(train.__file__).parent
+ROOT = PROJECT.parent
+# Four steps an epoch, augmentation on, condensation with summary after every epoch.
+TINY = {
+    "data.limit": 128,
+    "data.batch_size": 32,
+    "data.crop_padding": 1,
+    "data.flip": "true",
+    "teacher.width": 4,
+    "student.width": 2,
+    "condense.interval": 1,
+    "optim.epochs": 3,
+    "optim.decay_epochs": "[2]",
+    "distill.init_epochs": 1,
+    "distill.crd_negatives": 16,
+    "run.log_every": 1,
+}
+
+
+def arguments(out: Path, **overrides) -> list[str]:
+    options = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
+    words = [f"--{key}={value}" for key, value in options.items()]
+    return ["--config", str(PROJECT / "cfg.yaml"), "--out", str(out), *words]
+
+
+def command(words: list[str], **environment) -> subprocess.CompletedProcess:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *words], cwd=PROJECT, env=variables, capture_output=True, text=True)
+
+
+def interrupted(words: list[str], number: int, step: int) -> subprocess.CompletedProcess:
+    """Train in a process that sends itself a signal when stage `student` (or the only stage) reaches a step."""
+    script = f"""
+import os, sys
+from common.run import Run, entry
+from kcd import train
+watch = Run.watch
+def watch_and_die(run, step, *rest):
+    if step == {step}:
+        os.kill(os.getpid(), {number})
+    return watch(run, step, *rest)
+Run.watch = watch_and_die
+entry(train.main)
+"""
+    return command(["-c", script, *words])
+
+
+def log(folder: Path) -> list[dict]:
+    """The lines of a log without what a clock says."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+def state(folder: Path) -> dict:
+    content = checkpoint.load(folder / "last.pt")
+    return {key: content[key] for key in ("step", "epoch", "state", "random")}
+
+
+def assert_same(one, two, where="state"):
+    """Equal bit for bit, except for what a clock says."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            if key != "overhead":
+                assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for number, pair in enumerate(zip(one, two)):
+            assert_same(*pair, f"{where}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    torch.set_num_threads(1)
+    train.main([*arguments(out), "--stage", "teacher"])
+    return out / "teacher" / "last.pt"
+
+
+@pytest.mark.smoke
+def test_smoke(tmp_path):
+    """Two steps of both stages and an evaluation, as typed."""
+    short = ["--optim.epochs=1", "--data.limit=128"]
+    done = command(["train.py", "--config", "cfg.yaml", "--out", str(tmp_path / "run"), *short])
+    assert done.returncode == 0, done.stderr
+    for stage in ("teacher", "student"):
+        files = {path.name for path in (tmp_path / "run" / stage).iterdir()}
+        assert {"config.yaml", "env.json", "log.jsonl", "last.pt"} <= files
+        assert any(name.startswith("events.out.tfevents") for name in files)
+        assert checkpoint.load(tmp_path / "run" / stage / "last.pt")["step"] == 2
+    done = command(["eval.py", "--checkpoint", str(tmp_path / "run" / "student" / "last.pt")])
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "student" / "metrics.json").read_text())
+    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100 and metrics["sample_visits"] == 1
+    assert "top1" in done.stdout
+
+
+WORKERS = {"data__resident": "false", "data__workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "step"),
+    [("kd", {}, 1), ("kd", {}, 6), ("kd", {}, 8), ("kd", WORKERS, 6), ("crd", {}, 6)],
+    ids=["before any checkpoint", "inside an epoch", "at its end", "two workers", "crd memories"],
+)
+def test_killed_and_resumed_is_bit_for_bit_the_straight_run(tmp_path, teacher, method, options, step):
+    options = {**options, "teacher__checkpoint": teacher, "distill__method": method}
+    train.main(arguments(tmp_path / "straight", **options))
+    words = arguments(tmp_path / "killed", run__save_every=5, **options)
+    assert interrupted(words, 9, step).returncode == -9
+    done = command(["train.py", *words, "--resume", "auto"])
+    assert done.returncode == 0, done.stderr
+    straight, killed = tmp_path / "straight" / "student", tmp_path / "killed" / "student"
+    assert_same(state(straight), state(killed))
+    assert log(straight) == log(killed)
+
+
+def test_killed_in_the_initialisation(tmp_path, teacher):
+    options = {"teacher__checkpoint": teacher, "distill__method": "abound", "optim__epochs": 2}
+    train.main(arguments(tmp_path / "straight", **options))
+    words = arguments(tmp_path / "killed", run__save_every=1, **options)
+    assert interrupted(words, 9, 3).returncode == -9
+    assert not (tmp_path / "killed" / "student").exists()
+    assert command(["train.py", *words, "--resume", "auto"]).returncode == 0
+    for stage in ("init", "student"):
+        assert_same(state(tmp_path / "straight" / stage), state(tmp_path / "killed" / stage))
+
+
+def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path, teacher):
+    train.main(arguments(tmp_path / "straight", teacher__checkpoint=teacher))
+    words = arguments(tmp_path / "stopped", teacher__checkpoint=teacher)
+    done = interrupted(words, 15, 6)
+    assert done.returncode == 143 and "--resume auto" in done.stderr
+    assert state(tmp_path / "stopped" / "student")["step"] == 6
+    assert command(["train.py", *words, "--resume", "auto"]).returncode == 0
+    assert_same(state(tmp_path / "straight" / "student"), state(tmp_path / "stopped" / "student"))
+    assert log(tmp_path / "straight" / "student") == log(tmp_path / "stopped" / "student")
+
+
+def test_workers_do_not_change_a_bit_and_seeds_do(tmp_path, teacher):
+    runs = {
+        "resident": {},
+        "loader": {"data__resident": "false"},
+        "workers": {"data__resident": "false", "data__workers": 2},
+        "seed": {"seed": 1},
+    }
+    for name, options in runs.items():
+        train.main(arguments(tmp_path / name, teacher__checkpoint=teacher, optim__epochs=2, **options))
+    weights = {name: state(tmp_path / name / "student")["state"]["model"] for name in runs}
+    assert_same(weights["resident"], weights["loader"])
+    assert_same(weights["resident"], weights["workers"])
+    assert not torch.equal(weights["resident"]["conv1.weight"], weights["seed"]["conv1.weight"])
+
+
+def test_two_processes_equal_one_over_the_same_micro_batches(tmp_path, teacher):
+    # 130 images leave a last batch of 2, one image a process.
+    options = {"teacher__checkpoint": teacher, "data__limit": 130, "optim__epochs": 2, "run__device": "cpu"}
+    train.main(arguments(tmp_path / "one", run__micro_batches=2, **options))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "train.py"]
+    done = command([*launcher, *arguments(tmp_path / "two", **options)])
+    assert done.returncode == 0, done.stderr
+    one, two = (state(tmp_path / name / "student")["state"] for name in ("one", "two"))
+    for key, value in one["model"].items():
+        if "running" not in key and "tracked" not in key:  # BatchNorm's running statistics are those of rank 0
+            assert torch.allclose(value, two["model"][key], rtol=0, atol=1e-5), key
+    for key in ("kept", "visits"):
+        assert torch.equal(one["condenser"][key], two["condenser"][key]), key
+    assert torch.allclose(one["condenser"]["total"], two["condenser"]["total"], atol=1e-4)
+    assert one["progress"]["visits"] == two["progress"]["visits"]
+
+
+@pytest.mark.parametrize("method", sorted(distillers.DISTILLERS))
+def test_every_distiller_trains_under_condensation(tmp_path, teacher, method):
+    # fsp and kdsvd compare channels one by one, so the student is as wide as the teacher.
+    options = {"teacher__checkpoint": teacher, "distill__method": method, "student__width": 4, "optim__epochs": 2}
+    train.main(arguments(tmp_path, **options, **({"distill__beta": 1} if method == "kdsvd" else {})))
+    lines = log(tmp_path / "student")
+    terms = {key for line in lines if line["split"] == "train" for key in line}
+    assert ("method" in terms) == distillers.DISTILLERS[method].main_loss
+    assert any("kept_per_class" in line for line in lines)
+    assert (tmp_path / "init").is_dir() == distillers.DISTILLERS[method].init_stage
+    assert eval.main(["--checkpoint", str(tmp_path / "student" / "last.pt")])["sample_visits"] < 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"run__precision": "bf16"}, {"condense__version": "none"}, {"condense__balance_classes": "true"}]
+)
+def test_variants_run(tmp_path, teacher, options):
+    train.main(arguments(tmp_path, teacher__checkpoint=teacher, optim__epochs=2, **options))
+    assert all(np.isfinite(line.get("ce", 0)) for line in log(tmp_path / "student"))
+
+
+def test_it_learns(tmp_path):
+    words = ["--config", str(PROJECT / "cfg.yaml"), "--out", str(tmp_path), "--stage", "teacher"]
+    train.main([*words, "--teacher.width=8", "--optim.epochs=3"])
+    assert eval.main(["--checkpoint", str(tmp_path / "teacher" / "last.pt")])["top1"] > 80
+
+
+def test_a_second_run_moves_the_first_aside(tmp_path, teacher):
+    words = arguments(tmp_path, teacher__checkpoint=teacher, optim__epochs=1)
+    train.main(words)
+    first = (tmp_path / "student" / "last.pt").read_bytes()
+    train.main(words)
+    assert (tmp_path / "student-1" / "last.pt").read_bytes() == first
+    assert_same(state(tmp_path / "student-1"), state(tmp_path / "student"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, teacher, monkeypatch):
+    forward, calls = train.StudentStep.forward, []
+
+    def spoiled(self, *inputs):
+        losses, logits = forward(self, *inputs)
+        calls.append(1)
+        return ({**losses, "kd": losses["kd"] * float("nan")} if len(calls) == 6 else losses), logits
+
+    monkeypatch.setattr(train.StudentStep, "forward", spoiled)
+    with pytest.raises(NonFiniteError, match=r"step 6 of stage student: kd, gradient"):
+        train.main(arguments(tmp_path, teacher__checkpoint=teacher))
+    saved = checkpoint.load(tmp_path / "student" / "last.pt")
+    assert saved["step"] == 4
+    assert all(value.isfinite().all() for value in saved["state"]["model"].values())
+
+
+class Payload:
+    """Writes a canary when it is unpickled."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self):
+        return (Path.touch, (self.canary,))
+
+
+def archive(folder: Path, labels: list[int]) -> Path:
+    """An .npz of encoded 32x32 images of ten classes, train and test the same."""
+    encoded = []
+    for i in range(len(labels)):
+        write_image(folder / "image.png", np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        encoded.append((folder / "image.png").read_bytes())
+    content = {"classes": np.array([str(c) for c in range(10)])}
+    for part in ("train", "test"):
+        content[f"{part}_jpeg"] = np.frombuffer(b"".join(encoded), np.uint8)
+        content[f"{part}_offset"] = np.cumsum([0, *map(len, encoded)])
+        content[f"{part}_label"] = np.array(labels)
+    np.savez(folder / "set.npz", **content)
+    return folder / "set.npz"
+
+
+def bad_inputs(folder: Path, teacher: Path) -> dict[str, tuple[dict, str]]:
+    """name -> (overrides, words of the message)."""
+    truncated, malicious = folder / "truncated.pt", folder / "malicious.pt"
+    truncated.write_bytes(teacher.read_bytes()[:2000])
+    malicious.write_bytes(pickle.dumps(Payload(folder / "canary")))
+    torch.save({"model": models.build("resnet8", 100, 4).state_dict()}, folder / "hundred.pth")
+    return {
+        "missing data": ({"data__name": "cifar10", "data__root": folder / "nowhere"}, "cifar-10-batches-py"),
+        "class count": ({"teacher__checkpoint": folder / "hundred.pth"}, r"fc.weight \[100, 16\] for \[10, 16\]"),
+        "label out of range": (
+            {"data__name": "cifar10", "data__root": archive(folder, [3] * 40 + [11])},
+            "first is 11 of image 40",
+        ),
+        "architecture": ({"teacher__name": "resnet14"}, "does not fit resnet14"),
+        "truncated": ({"teacher__checkpoint": truncated}, "cannot be read as weights"),
+        "malicious": ({"teacher__checkpoint": malicious}, "never executed"),
+        "no teacher": ({"teacher__checkpoint": folder / "none.pt"}, "there is no teacher"),
+        "tau 0": ({"condense__tau": 0}, "condense.tau"),
+        "tau above 1": ({"condense__tau": 1.01}, "condense.tau"),
+        "smaller than a batch": ({"data__limit": 20}, "fewer than data.batch_size 32"),
+        "unknown key": ({"optim__learing_rate": 1}, "not an option"),
+        "unknown network": ({"student__name": "resnet9"}, "did you mean resnet8"),
+        "width of a vgg": ({"student__name": "vgg8"}, "no free width"),
+        "unknown method": ({"distill__method": "kb"}, "kb"),
+        "kdsvd without weight": ({"distill__method": "kdsvd", "student__width": 4}, "give beta"),
+        "unequal channels": ({"distill__method": "fsp"}, "equal channels"),
+    }
+
+
+BAD = [
+    "missing data",
+    "class count",
+    "label out of range",
+    "architecture",
+    "truncated",
+    "malicious",
+    "no teacher",
+    "tau 0",
+    "tau above 1",
+    "smaller than a batch",
+    "unknown key",
+    "unknown network",
+    "width of a vgg",
+    "unknown method",
+    "kdsvd without weight",
+    "unequal channels",
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_and_nothing_is_written_over(tmp_path, teacher, name):
+    overrides, words = bad_inputs(tmp_path, teacher)[name]
+    kept = tmp_path / "run" / "student" / "last.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"an earlier result")
+    with pytest.raises(InputError, match=words):
+        train.main(arguments(tmp_path / "run", **{"teacher__checkpoint": teacher, **overrides}))
+    earlier = [path.read_bytes() for path in (tmp_path / "run").glob("student*/last.pt")]
+    assert b"an earlier result" in earlier
+    assert not (tmp_path / "canary").exists()
+
+
+def test_bad_input_exits_with_2(tmp_path):
+    done = command(["train.py", "--config", "cfg.yaml", "--condense.tau", "7"])
+    assert done.returncode == 2 and done.stderr.startswith("error: --condense.tau") and "Traceback" not in done.stderr
+    done = command(["eval.py", "--checkpoint", str(tmp_path / "none.pt")])
+    assert done.returncode == 2 and "there is no such checkpoint" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_resume_refuses_another_experiment(tmp_path, teacher):
+    copied = checkpoint.load(teacher)
+    checkpoint.save(tmp_path / "teacher.pt", copied)
+    words = arguments(tmp_path, teacher__checkpoint=tmp_path / "teacher.pt", optim__epochs=1)
+    train.main(words)
+    before = state(tmp_path / "student")
+    with pytest.raises(InputError, match=r"condense.tau: 0.7 -> 0.5"):
+        train.main([*words, "--condense.tau=0.5", "--resume=auto"])
+    copied["state"]["model"]["conv1.weight"] += 1
+    checkpoint.save(tmp_path / "teacher.pt", copied)
+    with pytest.raises(InputError, match="the teacher has changed"):
+        train.main([*words, "--resume=auto"])
+    assert_same(before, state(tmp_path / "student"))
+    train.main([*words, "--resume=auto", "--resume_force=true"])
+
+
+def test_eval_of_official_checkpoints(tmp_path, teacher):
+    network = models.build("resnet8", 10, 4)
+    folder = tmp_path / "save" / "models" / "resnet8_vanilla"
+    folder.mkdir(parents=True)
+    torch.save({"model": network.state_dict(), "accuracy": 1.0, "epoch": 240}, folder / "ckpt_epoch_240.pth")
+    config_file = tmp_path / "pair.yaml"
+    config_file.write_text(
+        config.dump(config.override(config.load(Config, PROJECT / "cfg.yaml"), ["--teacher.width=4"]))
+    )
+    words = ["--checkpoint", str(folder / "ckpt_epoch_240.pth")]
+    metrics = eval.main([*words, "--config", str(config_file), "--role", "teacher"])
+    assert metrics["params"] == sum(p.numel() for p in network.parameters())
+    with pytest.raises(CheckpointError, match="needs --config"):
+        eval.main(words)
+
+
+def stand_in(folder: Path, classes: int) -> Path:
+    """A CIFAR-like archive of one image a class."""
+    path = archive(folder, [0] * classes)
+    with np.load(path) as content:
+        arrays = dict(content)
+    labels = np.arange(classes)
+    np.savez(path, **{**arrays, "classes": labels.astype(str), "train_label": labels, "test_label": labels})
+    return path
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_takes_a_step(tmp_path, path):
+    experiment = config.load(Config, path)
+    words = ["--config", str(path), "--out", str(tmp_path / "run"), "--optim.epochs=1", "--teacher.epochs=1"]
+    if experiment.data.name == "imagenet":
+        for part in ("train", "val"):
+            for i in range(2):
+                (tmp_path / part / f"class{i}").mkdir(parents=True)
+                Image.new("RGB", (250, 240), (i * 90, 9, 9)).save(tmp_path / part / f"class{i}" / "image.jpg")
+        words += [f"--data.root={tmp_path}", "--data.batch_size=2", "--data.workers=0"]
+        torch.save(models.build(experiment.teacher.name, 2).state_dict(), tmp_path / "teacher.pth")
+        words.append(f"--teacher.checkpoint={tmp_path / 'teacher.pth'}")
+    else:
+        classes = {"cifar10": 10, "cifar100": 100}[experiment.data.name]
+        words += [f"--data.root={stand_in(tmp_path, classes)}", "--data.batch_size=8", "--data.limit=8"]
+    train.main([*words, "--distill.crd_negatives=4"])
+    assert checkpoint.load(tmp_path / "run" / "student" / "last.pt")["step"] == 1
