@@ -1,6 +1,7 @@
 """Runs every project's bench.py, one after another and alone on the machine, and prints one table.
 
-`python -m ci.bench [PROJECT…]`; cost is our time / reference time, ratio its inverse.
+`python -m ci.bench [PROJECT…]`; cost is our time / reference time, ratio its inverse. The lock that keeps benchmarks
+apart is held here; a project's bench.py takes none, or it would wait for its own caller.
 """
 
 import argparse
@@ -55,11 +56,7 @@ def read_rows(path: Path) -> dict[str, dict]:
 def load_warning() -> str:
     """A sentence when other work is running, otherwise nothing."""
     load = os.getloadavg()[0]
-    return (
-        f"warning: the machine is loaded ({load:.1f} running on average); times will mislead"
-        if load > QUIET_LOAD
-        else ""
-    )
+    return f"warning: the machine is loaded ({load:.1f} running on average); times will mislead" * (load > QUIET_LOAD)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

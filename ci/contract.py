@@ -19,7 +19,8 @@ from common.errors import InputError
 
 import torch
 
-from ci import PROJECTS, ROOT, is_there, project_module, report, reproduce
+from ci import PROJECTS, ROOT, is_there, project_module, results
+from ci.plan import check_overrides, load_plan
 
 REQUIRED = (
     *("README.md", "requirements.txt", "cfg.yaml", "configs/", "reproduce.yaml", "__init__.py", "config.py"),
@@ -191,8 +192,8 @@ def reproduction_plan(project: Project) -> list[Fault]:
     if not path.is_file():
         return []
     try:
-        plan = reproduce.load_plan(path)
-        reproduce.check_overrides(project.root, project.name, plan)
+        plan = load_plan(path)
+        check_overrides(project.root, project.name, plan)
     except Exception as error:
         return [_at_line(project, path, _told(error))]
     return []
@@ -201,7 +202,7 @@ def reproduction_plan(project: Project) -> list[Fault]:
 def saved_results(project: Project) -> list[Fault]:
     """Committed results have the schema, and their verdicts follow from their numbers."""
     try:
-        report.read_saved(project.root, project.name)
+        results.read_saved(project.root, project.name)
     except InputError as error:
         return [_at_line(project, project.folder / "results.json", str(error))]
     return []

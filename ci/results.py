@@ -143,8 +143,8 @@ class ProjectResult:
 class Results:
     """The content of report.json and of every results.json."""
 
+    schema: int = field(default=SCHEMA, kw_only=True)
     projects: dict[str, ProjectResult]
-    schema: int = SCHEMA
 
 
 def compare(claim: Claim, quantities: dict[str, Quantity], arms: dict[str, ArmResult]) -> Comparison:

@@ -1,4 +1,4 @@
-"""Files against dataclasses: plain YAML or JSON data becomes what a dataclass says, or an error that names its place."""
+"""Plain YAML or JSON data against dataclasses: it becomes one, or an error that names file, line and key."""
 
 import dataclasses
 import types
@@ -43,7 +43,7 @@ def checked(kind, value, place: Place):
         return value
     if dataclasses.is_dataclass(kind):
         return _object(kind, value, place)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return None if value is None else checked(arguments[0], value, place)
     if origin is typing.Literal:
         place.require(str(value), arguments)

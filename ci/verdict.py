@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 SHOWN, NOT_RESOLVED, CONTRADICTED = "shown", "not resolved at this scale", "contradicted"
 KINDS = ("direction", "equivalence", "exact")
@@ -38,7 +38,7 @@ def paired_interval(differences: list[float], confidence: float = CONFIDENCE) ->
     if np.all(values == values[0]):  # the rounded mean of equal numbers may differ from them
         return float(values[0]), float(values[0]), float(values[0])
     mean = values.mean()
-    quantile = stats.t.ppf(0.5 + confidence / 2, values.size - 1)
+    quantile = stdtrit(values.size - 1, 0.5 + confidence / 2)
     half = quantile * values.std(ddof=1) / math.sqrt(values.size)
     return float(mean), float(mean - half), float(mean + half)
 

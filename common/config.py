@@ -224,10 +224,17 @@ def _build(cls: type[ConfigT], values: dict) -> ConfigT:
     made = {
         field.name: _build(hints[field.name], values[field.name])
         if dataclasses.is_dataclass(hints[field.name])
-        else values[field.name]
+        else _plain(values[field.name])
         for field in dataclasses.fields(cls)
     }
     return cls(**made)
+
+
+def _plain(value):
+    """The value without jsonargparse's subclasses of int and float, which no checkpoint may hold."""
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -84,7 +84,7 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if not dist.is_initialized():
         return module
-    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
 
 
 def share(batch: torch.Tensor, micro_batches: int = 1) -> list[tuple[torch.Tensor, float]]:

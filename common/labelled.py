@@ -177,7 +177,7 @@ SOURCES = {
     "digits": (".", "inside scikit-learn", "1 MB", "UCI optical digits, CC BY 4.0"),
     "cifar10": ("cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar.html", "170 MB", "not stated"),
     "cifar100": ("cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar.html", "169 MB", "not stated"),
-    "imagenet": ("train", "https://image-net.org (registration)", "150 GB", "non-commercial research"),
+    "imagenet": ("imagenet/train", "https://image-net.org (registration)", "150 GB", "non-commercial research"),
 }
 
 

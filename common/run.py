@@ -5,23 +5,21 @@ The loop itself stands in each project's train.py; it calls what it needs from a
 
 import json
 import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from common import checkpoint, config, distributed
 from common.config import Count, Index
+from common.environment import environment
 from common.errors import CheckpointError, InputError, Interrupted, NonFiniteError
+from common.finite import FiniteWatch
 from common.randomness import seed_everything
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -55,7 +53,7 @@ class Run:
         self.runtime: Runtime = conf.run
         self.device = distributed.start(self.runtime.device)
         self.folder = run_folder(command, name) / stage
-        self.terms: dict[str, torch.Tensor] = {}
+        self.finite = FiniteWatch()
         self.continues = False  # whether the folder already holds the beginning of this run
         self.depends: dict[str, str] = {}
         self.signal = 0
@@ -63,9 +61,6 @@ class Run:
     def __enter__(self) -> "Run":
         seed_everything(self.config.seed)
         self.state = self._find_checkpoint()
-        if distributed.is_main():
-            self._prepare_folder()
-        distributed.barrier()
         self.writer = None
         self.handlers = {}
         # Handlers can only be set in the main thread, which is where a command line runs.
@@ -87,8 +82,12 @@ class Run:
     def resume(self) -> dict | None:
         """The state given to `save`, with its step and epoch, or None for a fresh start.
 
-        Called once everything random has been built, because it also restores the generators.
+        Called once everything has been built: only now is the folder touched, so that bad input leaves no trace, and
+        the generators are brought to where the checkpoint left them.
         """
+        if distributed.is_main():
+            self._prepare_folder()
+        distributed.barrier()
         if self.state is None:
             return None
         checkpoint.restore_random_state(self.state["random"])
@@ -142,31 +141,19 @@ class Run:
             tqdm.write(f"[{self.project} {self.stage}] {text}", file=sys.stderr)
 
     def watch(self, step: int, terms: dict[str, torch.Tensor], parameters: Iterable[torch.Tensor]) -> None:
-        """Remember, on the device, the first step at which a loss term or the gradient was not finite.
+        """Note a step's loss terms and gradient; called after every backward and before the optimiser's step.
 
-        Called after every backward and before the optimiser's step. The device is read at every step on the CPU,
-        elsewhere every `log_every` steps and before a checkpoint, which therefore never holds a spoiled weight.
-        Errors: NonFiniteError.
+        The device is asked at every step on the CPU, elsewhere every `log_every` steps and before a checkpoint, which
+        therefore never holds a spoiled weight. Errors: NonFiniteError.
         """
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        for name, value in {**terms, "gradient": norm}.items():
-            bad = torch.where(torch.isfinite(value.detach()), torch.inf, float(step))
-            self.terms[name] = torch.minimum(self.terms[name], bad) if name in self.terms else bad
+        gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.finite.note(step, {**terms, "gradient": gradient})
         if self.device.type == "cpu" or step % self.runtime.log_every == 0:
             self.require_finite()
 
     def require_finite(self) -> None:
         """Raise NonFiniteError if `watch` has seen a value that is not finite."""
-        if not self.terms:
-            return
-        first = torch.stack(list(self.terms.values())).tolist()
-        step = min(first)
-        if step != float("inf"):
-            names = [name for name, when in zip(self.terms, first) if when == step]
-            raise NonFiniteError(
-                f"step {int(step)} of stage {self.stage}: {', '.join(names)} not finite; the last checkpoint in "
-                f"{self.folder} is from before it. A lower learning rate or fp32 are the usual remedies."
-            )
+        self.finite.require(f"stage {self.stage}", f"the last checkpoint in {self.folder} is from before it")
 
     def save(self, step: int, epoch: int, state: dict, best: bool = False) -> None:
         """Write last.pt (and best.pt), keeping the one before as prev.pt; called by every rank."""
@@ -277,36 +264,13 @@ def run_folder(command: config.Command, name: str) -> Path:
 
 def stages_to_run(command: config.Command, project: str, stages: tuple[str, ...]) -> tuple[str, ...]:
     """The stages a call is about: the one asked for, all, or from the one of an explicit checkpoint on."""
-    if command.stage != "all":
-        return (command.stage,)
+    wanted = stages if command.stage == "all" else (command.stage,)
     if command.resume in ("never", "auto"):
-        return stages
-    return stages[stages.index(checkpoint.load_own(command.resume, project)["stage"]) :]
-
-
-def environment(conf, data: dict) -> dict:
-    """What a result depends on beside the config: versions, machine, commit, command, data."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "numpy": np.__version__,
-        "system": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "world": distributed.world(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "config_sha256": config.digest(conf),
-        "data": data,
-    }
+        return wanted
+    stage = checkpoint.load_own(command.resume, project)["stage"]
+    if stage not in wanted:
+        raise InputError(f"{command.resume}: is of stage {stage}, not of stage {command.stage}")
+    return wanted[wanted.index(stage) :]
 
 
 def entry(main: Callable[[list[str]], object]) -> None:
@@ -323,6 +287,8 @@ def entry(main: Callable[[list[str]], object]) -> None:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
+    except KeyboardInterrupt:
+        code = 130
     finally:
         distributed.stop()
     sys.exit(code)

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
+from common.environment import environment
 from common.errors import CheckpointError
-from common.run import entry, environment
+from common.run import entry
 
 import torch
 

@@ -105,8 +105,8 @@ def mix(kept: Tensor, lost: Tensor, mix_min: float = 0.7) -> Tensor:
 class Condenser:
     """The knowledge set: the record of values (OGVE), the points that are kept, and how they came to be (VAKS).
 
-    n: number of knowledge points. Memory: 24 bytes a point (a float64 sum, an int64 count, the kept positions), instead
-    of the n x epochs matrix of the release. Images are changed in place by `condense`; the history of blends is what
+    n: number of knowledge points. Memory: 41 bytes a point (running sums and counts, what the current epoch adds, the
+    kept positions, a flag), instead of the n x epochs matrix of the release. Images are changed in place by `condense`; the history of blends is what
     `state_dict` holds, and `replay` repeats it on fresh images.
     """
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 from common import cost
 from common.errors import InputError
@@ -89,19 +90,21 @@ def test_an_unknown_project_names_the_nearest(tmp_path, capsys):
     assert "did you mean kcd?" in capsys.readouterr().err
 
 
-def test_it_waits_for_the_lock(tmp_path):
+def test_the_runner_holds_the_lock_while_a_benchmark_runs(tmp_path):
+    take = "import fcntl\nfcntl.flock(open('../.bench.lock', 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    make(tmp_path, "kcd", ROWS, script=take + BENCH)
+    assert bench.main(["kcd"], tmp_path) == 1
+    assert subprocess.run([sys.executable, "bench.py"], cwd=tmp_path / "kcd", check=False).returncode == 0
+
+
+def test_it_waits_for_the_lock(tmp_path, capsys):
     make(tmp_path, "kcd", ROWS)
-    code = (
-        "import pathlib, sys; from ci import bench; print('ready', flush=True); "
-        "sys.exit(bench.main(['kcd'], pathlib.Path(sys.argv[1])))"
-    )
+    runner = threading.Thread(target=bench.main, args=(["kcd"], tmp_path))
     with cost.bench_lock(tmp_path / bench.LOCK):
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=1)
+        runner.start()
+        runner.join(0.5)
+        assert runner.is_alive()
         assert not (tmp_path / "kcd" / "runs").exists()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "kcd step" in output
+    runner.join(60)
+    assert "kcd step" in capsys.readouterr().out
     assert (tmp_path / "kcd" / "runs" / "bench.json").exists()

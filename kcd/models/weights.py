@@ -34,7 +34,10 @@ def load_weights(model: nn.Module, path: str | PathLike) -> None:
     given = _state_dict(path)
     own = model.state_dict()
     problems = []
-    for what, keys in (("missing", own.keys() - given.keys()), ("unexpected", given.keys() - own.keys())):
+    # Weights saved before torch 0.4.1 lack the batch counter, which nothing here uses.
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing, unexpected = own.keys() - given.keys() - counters, given.keys() - own.keys()
+    for what, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
             problems.append(f"{what} {_first(sorted(keys))}")
     differing = [key for key in own if key in given and given[key].shape != own[key].shape]
@@ -47,7 +50,7 @@ def load_weights(model: nn.Module, path: str | PathLike) -> None:
             " the model and number of classes they were trained with"
         )
     try:
-        ready = {key: torch.empty_like(own[key]).copy_(given[key]) for key in own}
+        ready = {key: torch.empty_like(own[key]).copy_(given.get(key, own[key])) for key in own}
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path} holds tensors {name} cannot take: {error}; save them again") from error
     model.load_state_dict(ready)

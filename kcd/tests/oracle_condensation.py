@@ -6,9 +6,10 @@ import torch
 from kcd import distillers, models
 from kcd.config import Config, Distill
 from kcd.method import Condenser, entropy, kept_size, learning_rate, mix, score
+from kcd.pair import StudentStep, feature_shapes
 from kcd.tests.oracle_distillers import Archive, assert_close
 from kcd.tests.oracle_networks import fill
-from kcd.train import StudentStep, feature_shapes, sgd
+from kcd.train import sgd
 
 SCORE, RATE, FIRST_EPOCH, LATER = 1e-5, 1e-6, 1e-3, 5e-2
 STEPS = 6  # condensations until τ, a constant of the official code
