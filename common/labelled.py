@@ -196,8 +196,10 @@ def report_sources(argv: list[str], description: str) -> None:
 
 def _digits() -> tuple[list, list[str]]:
     """The first 1,000 and last 797 of scikit-learn's digits (other writers), 0-16 stretched to 0-255, as RGB."""
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, axis=-1)
     labels = digits.target

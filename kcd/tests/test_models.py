@@ -16,7 +16,7 @@ from torch import nn
 
 from kcd.models import MODELS, build, load_weights, teacher_name
 from kcd.models.layers import channel_shuffle
-from kcd.tests.part_networks import count_macs, count_parameters, fill
+from kcd.tests.oracle_networks import count_macs, count_parameters, fill
 
 SMALL = [(16, 32), (16, 32), (32, 16), (64, 8), (64,)]
 FOUR = [(32, 32), (64, 32), (128, 16), (256, 8), (256,)]
