@@ -5,10 +5,7 @@ A rule is a function from a project to its faults. A project that has not been b
 
 import ast
 import functools
-import os
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from common.errors import InputError
 
 import torch
 
-from ci import PROJECTS, ROOT, is_there, project_module, results
+from ci import PROJECTS, ROOT, is_there, project_module, readme, results
 from ci.plan import check_overrides, load_plan
 
 REQUIRED = (
@@ -39,7 +36,6 @@ HEADER = {
     "the hardware": re.compile(r"\b(\d+ ?x ?)?(GPUs?|CPUs?|cores?|[AHV]\d{2,3})\b"),
     "the expected number (`expected …`)": re.compile(r"\bexpect(ed|s)?\b.*((?<![\w-])\d|\bno\b)", re.I),
 }
-SHELLS = ("sh", "bash", "shell", "console", "zsh")
 
 
 @dataclass(frozen=True)
@@ -79,11 +75,8 @@ class Project:
 
     def configs(self) -> list[Path]:
         """cfg.yaml and everything in configs/."""
-        return [
-            path
-            for path in (self.folder / "cfg.yaml", *sorted(self.folder.glob("configs/**/*.yaml")))
-            if path.is_file()
-        ]
+        paths = (self.folder / "cfg.yaml", *sorted(self.folder.glob("configs/**/*.yaml")))
+        return [path for path in paths if path.is_file()]
 
     def _parts(self, path: Path) -> tuple[str, ...]:
         """The folders between the project and the file; its data.py is a file, its data/ is not ours."""
@@ -92,28 +85,23 @@ class Project:
 
 def required_files(project: Project) -> list[Fault]:
     """The shape that all ten share."""
-    return [
-        project.fault(
-            project.folder / entry.rstrip("/").split("|")[0], 0, f"is missing ({' or '.join(entry.split('|'))})"
-        )
-        for entry in REQUIRED
-        if not any(
-            (project.folder / way).is_dir() if way.endswith("/") else (project.folder / way).is_file()
-            for way in entry.split("|")
-        )
-    ]
+    faults = []
+    for entry in REQUIRED:
+        ways = [project.folder / way for way in entry.split("|")]
+        # Path drops a final slash; what has a suffix is a file.
+        if not any(way.is_file() if way.suffix else way.is_dir() for way in ways):
+            faults.append(project.fault(ways[0], 0, f"is missing ({' or '.join(entry.split('|'))})"))
+    return faults
 
 
 def configs_build(project: Project) -> list[Fault]:
     """Every config parses, and its networks can be built (on the meta device, which costs neither time nor memory)."""
-    faults = []
     try:
-        config_class, build = (
-            project_module(project.root, project.name, "config").Config,
-            project_module(project.root, project.name, "train").build,
-        )
+        config_class = project_module(project.root, project.name, "config").Config
+        build = project_module(project.root, project.name, "train").build
     except Exception as error:  # whatever an import raises is the finding
         return [project.fault(project.folder / "train.py", 0, f"Config and build cannot be imported: {_told(error)}")]
+    faults = []
     for path in project.configs():
         try:
             config = common.config.load(config_class, path)
@@ -213,17 +201,8 @@ def readme_commands(project: Project) -> list[Fault]:
     path = project.folder / "README.md"
     if not path.is_file():
         return []
-    faults = []
-    for block in _shell_blocks(path.read_text(encoding="utf-8")):
-        places = [project.folder, project.root]
-        for line, words in block:
-            if words[0] == "cd" and len(words) > 1 and not _placeholder(words[1]):
-                places = [place / words[1] for place in places if (place / words[1]).is_dir()]
-                if not places:
-                    faults.append(project.fault(path, line, f"cd {words[1]}: there is no such folder"))
-                    break
-            faults += [project.fault(path, line, message) for message in _command_faults(words, places, project.root)]
-    return faults
+    found = readme.faults(path.read_text(encoding="utf-8"), project.folder, project.root)
+    return [project.fault(path, line, message) for line, message in found]
 
 
 def oracles_size(project: Project) -> list[Fault]:
@@ -301,107 +280,10 @@ def _may_import(project: str) -> str:
     return ", ".join(["torch", "the standard library", "method files", *METHOD_MAY_IMPORT.get(project, ())])
 
 
-def _shell_blocks(text: str) -> Iterator[list[tuple[int, list[str]]]]:
-    """The commands of every fenced shell block as (line, words), without environment assignments before them."""
-    language, block, pending, start = None, [], "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        fence = re.match(r"\s*(```+|~~~+)\s*(\w*)", line)
-        if fence:
-            if language in SHELLS:
-                yield block
-            language, block, pending = (fence[2] or "text") if language is None else None, [], ""
-        elif language in SHELLS:
-            if language == "console" and not pending and not line.startswith("$ "):
-                continue  # what a command printed
-            start = start if pending else number
-            pending += line.strip().removeprefix("$ ")
-            if pending.endswith("\\"):
-                pending = pending[:-1] + " "
-                continue
-            try:
-                block += [(start, words) for words in list(_commands(pending))]
-                pending = ""
-            except ValueError:  # a quote that a later line closes
-                pending += "\n"
-
-
-def _commands(line: str) -> Iterator[list[str]]:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="();&|")
-    lexer.whitespace_split = True
-    words: list[str] = []
-    for word in [*lexer, ";"]:
-        if set(word) <= set("();&|"):
-            if words:
-                yield words
-            words = []
-        elif words or not re.match(r"\w+=", word):
-            words.append(word)
-
-
-def _placeholder(word: str) -> bool:
-    """Whether a word stands for something the reader fills in: $DATA, <path>, {a,b}, *.yaml, …, NAME."""
-    return bool(re.search(r"[$<>{}*…]|\.\.\.|\b[A-Z]{2,}\b(?!\.)", word))
-
-
-def _command_faults(words: list[str], places: list[Path], root: Path) -> Iterator[str]:
-    """What in a command does not exist in any of the folders that it may be called in."""
-
-    def exists(word: str) -> bool:
-        return _placeholder(word) or any((place / word).exists() for place in places)
-
-    program = Path(words[0]).name
-    if program == "make":
-        targets = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
-        yield from (f"make {t}: the Makefile has no such target" for t in targets if not _is_target(t, root))
-    if program not in ("python", "python3", "torchrun"):
-        return
-    if "-m" in words[:-1] and program != "torchrun":
-        module = words[words.index("-m") + 1].split(".")
-        if (root / module[0]).is_dir() and not any(
-            root.joinpath(*module).with_suffix(end).exists() for end in (".py", "")
-        ):
-            yield f"python -m {'.'.join(module)}: there is no such module"
-    else:
-        script = next((word for word in words[1:] if word.endswith(".py")), None)
-        if script and not exists(script):
-            yield f"{script}: there is no such script"
-    options = [
-        b if a == "--config" else a.removeprefix("--config=")
-        for a, b in zip(words, [*words[1:], ""])
-        if a == "--config" or a.startswith("--config=")
-    ]
-    yield from (f"--config {option}: there is no such file" for option in options if not exists(option))
-
-
-def _is_target(name: str, root: Path) -> bool:
-    return _placeholder(name) or any(
-        re.fullmatch(re.escape(target).replace("%", ".+"), name) for target in _make_targets(root)
-    )
-
-
-@functools.cache
-def _make_targets(root: Path) -> frozenset[str]:
-    """Targets and patterns as make itself lists them, its variables expanded; nothing is built.
-
-    Errors: InputError where there is no make.
-    """
-    if not (root / "Makefile").is_file():
-        return frozenset()
-    command = ["make", "-C", str(root), "--no-print-directory", "-pqR", ":"]
-    try:
-        environment = {**os.environ, "LC_ALL": "C"}
-        listing = subprocess.run(command, capture_output=True, text=True, check=False, env=environment).stdout
-    except OSError as error:
-        raise InputError(f"make cannot be started ({error.strerror}); the README's targets need it") from error
-    blocks = (block for block in listing.split("\n\n") if "# Not a target:" not in block)
-    found = (re.match(r"^([^#\s:=][^:=]*):(?!=)", line) for block in blocks for line in block.splitlines())
-    return frozenset(name for match in found if match for name in match[1].split()) - {":"}
-
-
 def check(root: Path) -> dict[str, list[Fault] | None]:
     """Faults by project, None where it is not there yet; also by `common` and `ci`."""
     _tree.cache_clear()
-    _make_targets.cache_clear()
+    readme.make_targets.cache_clear()
     found: dict[str, list[Fault] | None] = {}
     for name in PROJECTS:
         there = is_there(root, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import PROJECTS, is_there, verdict
-from ci.results import ProjectResult, Results, difference, number, read_saved, save
+from ci.results import ProjectResult, Results, difference, numbers, read_saved, save
 
 MAX_PICTURES = 8
 THEMES = {
@@ -181,7 +181,7 @@ def _verdicts(project: ProjectResult) -> str:
                 _escape(c.claim),
                 _two(_whole(f"{c.a} − {c.b}"), _label(project, c.quantity)),
                 _escape(kind),
-                _two(shown, " · ".join(number(d, signed=True, beside=c.mean or 0.0) for d in c.differences)),
+                _two(shown, _seeds(numbers(c.differences, signed=True))),
                 _two(_word(c.verdict), c.reason),
             ]
         )
@@ -206,9 +206,17 @@ def _cell(values: list[float | None]) -> str:
     there = [value for value in values if value is not None]
     if not there:
         return "–"
-    mean = statistics.fmean(there)
-    spread = f" ± {number(statistics.stdev(there), beside=mean)}" if len(there) > 1 else ""
-    return _two(f"<b>{number(mean)}</b>{spread}", " · ".join(map(number, values)))
+    spread = statistics.stdev(there) if len(set(there)) > 1 else None
+    mean, spread, *seeds = numbers([statistics.fmean(there), spread, *values])
+    mean = f"<b>{_escape(mean)}</b>" + f" ± {spread}" * (spread != "–")
+    return _two(f'<span class="whole">{mean}</span>', _seeds(seeds))
+
+
+def _seeds(texts: list[str]) -> str:
+    """What every seed gave, in a line that breaks between seeds only."""
+    if len(texts) > 1 and len(set(texts)) == 1:
+        return "every seed"
+    return " · ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
 
 
 def _errors(project: ProjectResult) -> str:

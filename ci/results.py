@@ -5,6 +5,7 @@ Both have this one schema, and their verdicts are computed again from their metr
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -242,23 +243,30 @@ def text_table(results: Results) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
 
-def number(value: float | None, signed: bool = False, beside: float = 0.0) -> str:
-    """Four significant digits of the larger of value and `beside`, a true minus sign; a dash for no number."""
-    if value is None:
-        return "–"
-    size = max(abs(value), abs(beside))
-    if size and not 1e-4 <= size < 1e7:
-        text = f"{value:.2e}"
-    else:
-        digits = 2 if not size else max(0, min(6, 3 - math.floor(math.log10(size))))
-        text = f"{value:.{digits}f}"
-    return ("+" if signed and value > 0 else "") + text.replace("-", "−")
+def number(value: float | None) -> str:
+    """Four significant digits, from a million on with M, G or T; a dash for no number."""
+    return numbers([value])[0]
+
+
+def numbers(values: Iterable[float | None], signed: bool = False) -> list[str]:
+    """Numbers to one decimal place, that of four significant digits of the largest; true minus signs."""
+    values = list(values)
+    size = max((abs(value) for value in values if value is not None), default=0.0)
+    factor, letter = next(((f, f" {c}") for f, c in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if size >= f), (1.0, ""))
+    digits = max(0, 3 - math.floor(math.log10(size / factor))) if size else 2
+    form = ".2e" if 0 < size < 1e-4 else f".{digits}f"
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{'+' * (signed and value > 0)}{value / factor:{form}}{letter}".replace("-", "−")
+
+    return [text(value) for value in values]
 
 
 def difference(comparison: Comparison, unit: str) -> str:
     """`mean [low, high] unit`, all to the same decimal."""
     if comparison.mean is None:
         return "–"
-    values = [comparison.mean, *(comparison.interval or [])]
-    mean, *bounds = (number(value, signed=True, beside=max(map(abs, values))) for value in values)
+    mean, *bounds = numbers([comparison.mean, *(comparison.interval or [])], signed=True)
     return " ".join([mean, *([f"[{', '.join(bounds)}]"] if bounds else []), unit]).rstrip()

@@ -4,6 +4,7 @@ Everything an augmentation decides comes from (seed, epoch, index), so a sample 
 on the device in a batch, in the main process, or by any number of loader workers.
 """
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -144,7 +145,13 @@ def normalise(images: torch.Tensor, statistics: tuple) -> torch.Tensor:
     Rows are treated as long vectors, and each operation rounds by itself, so every device gives the same bits.
     """
     b, h, w, _ = images.shape
-    mean, std = (torch.tensor(s, device=images.device).repeat(w) for s in statistics)
-    rows = images.reshape(b, h, w * 3).to(torch.float32)
-    rows = rows.div_(torch.full_like(mean, 255)).sub_(mean).div_(std)
+    full, mean, std = _row_statistics(statistics, w, images.device)
+    rows = images.reshape(b, h, w * 3).to(torch.float32).div_(full).sub_(mean).div_(std)
     return rows.view(b, h, w, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _row_statistics(statistics: tuple, width: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """255, mean and standard deviation for each value of an image row [W * 3]; copied to the device once."""
+    mean, std = (torch.tensor(s, device=device).repeat(width) for s in statistics)
+    return torch.full_like(mean, 255), mean, std

@@ -106,8 +106,8 @@ class Condenser:
     """The knowledge set: the record of values (OGVE), the points that are kept, and how they came to be (VAKS).
 
     n: number of knowledge points. Memory: 41 bytes a point (running sums and counts, what the current epoch adds, the
-    kept positions, a flag), instead of the n x epochs matrix of the release. Images are changed in place by `condense`; the history of blends is what
-    `state_dict` holds, and `replay` repeats it on fresh images.
+    kept positions, a flag), instead of the n x epochs matrix of the release. Images are changed in place by `condense`;
+    the history of blends is what `state_dict` holds, and `replay` repeats it on fresh images.
     """
 
     def __init__(

@@ -87,7 +87,20 @@ def test_the_text_table_says_what_and_why(project):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.0, "0.00"), (-1.0333, "−1.033"), (37500.0, "37500"), (1e-7, "1.00e−07"), (0.001234, "0.001234")],
+    [
+        (None, "–"),
+        (0.0, "0.00"),
+        (-1.0333, "−1.033"),
+        (37500.0, "37500"),
+        (41203712.0, "41.20 M"),
+        (8e9, "8.000 G"),
+        (1e-7, "1.00e−07"),
+        (0.001234, "0.001234"),
+    ],
 )
 def test_numbers_are_written_for_people(value, text):
     assert results.number(value) == text
+
+
+def test_numbers_that_stand_together_have_one_decimal_place():
+    assert results.numbers([1.0333, None, -0.05, 0.0], signed=True) == ["+1.033", "–", "−0.050", "0.000"]

@@ -1,5 +1,6 @@
 """The commands as a user runs them: train, kill, resume, distribute, evaluate; and what they refuse."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,15 +11,18 @@ from pathlib import Path
 
 from common import checkpoint, config
 from common.errors import CheckpointError, InputError, NonFiniteError
+from common.finite import FiniteWatch
 from common.images import write_image
+from common.labelled import Labelled, batches
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from kcd import distillers, eval, models, pair, train
-from kcd.config import Config
+from kcd import data, distillers, eval, models, pair, train
+from kcd.config import Config, Distill
+from kcd.method import Condenser
 
 PROJECT = Path(train.__file__).parent
 ROOT = PROJECT.parent
@@ -217,6 +221,35 @@ def test_every_distiller_trains_under_condensation(tmp_path, teacher, method):
 def test_variants_run(tmp_path, teacher, options):
     train.main(arguments(tmp_path, teacher__checkpoint=teacher, optim__epochs=2, **options))
     assert all(np.isfinite(line.get("ce", 0)) for line in log(tmp_path / "student"))
+
+
+@pytest.mark.parametrize("method", sorted(set(distillers.DISTILLERS) - {"abound", "fsp"}))
+def test_a_step_never_waits_for_the_device(method, monkeypatch):
+    """On the meta device a tensor has no values, so whatever reads one back raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown to that device
+    meta = torch.device("meta")
+    training, _ = data.load(config.load(Config, PROJECT / "cfg.yaml"))
+    student, teacher = (models.build("resnet8", 10, 4) for _ in range(2))
+    shapes = [pair.feature_shapes(network, torch.zeros(1, 3, 8, 8)) for network in (student, teacher)]
+    options = {"n_data": 1000, "n_classes": 10, "seed": 0, "labels": training.labels, "negatives": 16}
+    distiller = distillers.build(method, *shapes, **options).to(meta)
+    experiment = Config(distill=Distill(method, beta=1))
+    step = pair.StudentStep(student.to(meta), distiller, experiment).train()
+    trained = [p for p in step.parameters() if p.requires_grad]
+    optimiser = train.sgd(experiment, trained, 0.1)
+    condenser, finite, teacher = Condenser(1000, device=meta), FiniteWatch(), teacher.to(meta).eval()
+    for (batch,) in batches(training.to(meta), condenser.kept[:8], 1, Labelled("digits"), meta):
+        optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            features, target = teacher(batch.images, is_feat=True)
+        terms, logits = step(batch.images, batch.labels, batch.index, features, target)
+        condenser.record(batch.index, logits, target, batch.labels)
+        sum(terms.values()).backward()
+        gradient = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        finite.note(1, {**terms, "gradient": gradient})
+        optimiser.step()
+    with pytest.raises(NotImplementedError, match="meta"):
+        finite.require("a read", "of the device")
 
 
 def test_it_learns(tmp_path):
