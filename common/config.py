@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 import typing
 from argparse import ArgumentError
 from pathlib import Path
@@ -242,8 +241,3 @@ def _flat(values: dict, prefix: str = "") -> dict:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def help_requested(argv: list[str]) -> bool:
-    """Whether the call only prints (`--help`, `--print_config`)."""
-    return any(word in ("-h", "--help") or word.startswith("--print_config") for word in argv or sys.argv[1:])

@@ -199,7 +199,7 @@ def _digits() -> tuple[list, list[str]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise InputError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from error
+        raise InputError("the digits come with scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, axis=-1)
     labels = digits.target

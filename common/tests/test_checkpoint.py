@@ -96,9 +96,7 @@ def test_last_is_a_whole_checkpoint_at_every_moment(tmp_path, monkeypatch):
     assert seen == [2, 2, 2, 2, 2, 2, 2, 3, 3, 3]
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")]
-)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path, monkeypatch, error):
     path = tmp_path / "last.pt"
     for step in (1, 2):

@@ -209,9 +209,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(file):
 
 
 def test_the_flags_of_a_call():
-    made, command, name = parse(
-        "--out", "there", "--stage", "student", "--resume", "auto", "--resume_force", "true"
-    )
+    made, command, name = parse("--out", "there", "--stage", "student", "--resume", "auto", "--resume_force", "true")
     assert (made, name) == (Experiment(), "default")
     assert command == config.Command("there", "student", "auto", True)
 
@@ -259,10 +257,7 @@ def numbers(made):
     """The numbers of a config, which go into checkpoints and must be plain ones there."""
     values = [getattr(made, field.name) for field in dataclasses.fields(made)]
     return [
-        v
-        for value in values
-        for v in (value if isinstance(value, list) else [value])
-        if isinstance(v, int | float)
+        v for value in values for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)
     ]
 
 
@@ -368,9 +363,6 @@ def test_help_gives_meaning_and_default(capsys):
         "folder of the run",
     ):
         assert words in text
-    assert config.help_requested(["--help"])
-    assert config.help_requested(["--print_config=skip_null"])
-    assert not config.help_requested(["--epochs", "3"])
 
 
 # Pieces that a hand or a machine might leave in a file: more faults in fewer tries than plain text.
@@ -379,15 +371,11 @@ PIECES = (
     "0x1F 1:30 2001-13-45 &a *a << ! !!int !!float !!set !!omap !!binary !!timestamp !!null !!bool !!map !!str "
     "!!python/name:os.system %YAML --- ... ? [ ] { } , | > ' \" # @ ` é \ufeff \x07"
 )
-pieces = st.sampled_from(PIECES.split()) | st.sampled_from(
-    [": ", ":\n  ", "\n", " ", "\n- ", "\t", "\r", "\x85"]
-)
+pieces = st.sampled_from(PIECES.split()) | st.sampled_from([": ", ":\n  ", "\n", " ", "\n- ", "\t", "\r", "\x85"])
 documents = st.one_of(
     st.lists(pieces, max_size=14).map("".join),
     st.text(max_size=40),
-    st.builds(
-        "{}: {}\n".format, st.sampled_from(["epochs", "teacher", "flip", "method"]), st.text(max_size=20)
-    ),
+    st.builds("{}: {}\n".format, st.sampled_from(["epochs", "teacher", "flip", "method"]), st.text(max_size=20)),
     st.builds("optim:\n  {}: {} {}\n".format, st.sampled_from(["milestones", "decay"]), pieces, pieces),
 )
 

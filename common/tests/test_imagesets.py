@@ -35,9 +35,7 @@ def one_by_one(data, pixels, index, epoch):
     """Pad, crop, mirror, ToTensor and Normalize of torchvision on each picture by itself."""
     images = []
     for i in index.tolist():
-        top, left = (
-            int(integers(data.seed, epoch, i, slot, 2 * data.padding + 1)) for slot in (CROP_ROW, CROP_COLUMN)
-        )
+        top, left = (int(integers(data.seed, epoch, i, slot, 2 * data.padding + 1)) for slot in (CROP_ROW, CROP_COLUMN))
         image = F.pad(Image.fromarray(pixels[i]), data.padding, fill=0)
         image = F.crop(image, top, left, *pixels.shape[1:3])
         if data.flip and float(uniform(data.seed, epoch, i, FLIP)) < 0.5:
@@ -86,9 +84,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
 
 
 def test_crops_and_flips_are_evenly_spread():
-    data = ArraySet(
-        np.full((5000, 1, 2, 3), (1, 2, 3), np.uint8), [0] * 5000, "a", STATISTICS, padding=1, flip=True
-    )
+    data = ArraySet(np.full((5000, 1, 2, 3), (1, 2, 3), np.uint8), [0] * 5000, "a", STATISTICS, padding=1, flip=True)
     data.pixels[:, :, 1] = 200
     images, _ = data.fetch(torch.arange(5000), 1)
     rows = (images * 0.2675 + 0.5071)[:, 0, 0].mul(255).round().int()  # the first channel of the two pixels
@@ -153,9 +149,7 @@ def folder(tmp_path):
     for i, (width, height) in enumerate(SIZES):
         path = tmp_path / "abc"[i % 3] / f"{i:02d} ü.png"
         path.parent.mkdir(exist_ok=True)
-        small = Image.fromarray(
-            random.integers(0, 256, (max(1, height // 4), max(1, width // 4), 3), dtype=np.uint8)
-        )
+        small = Image.fromarray(random.integers(0, 256, (max(1, height // 4), max(1, width // 4), 3), dtype=np.uint8))
         small.resize((width, height), Image.BICUBIC).save(path)
     return tmp_path
 

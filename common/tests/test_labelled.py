@@ -231,9 +231,7 @@ def test_digits_are_scikit_learns():
     assert int(stretched.max()) == 255
     assert np.array_equal(torch.cat([train.labels, test.labels]), raw.target)
     assert train.classes == list("0123456789")
-    images, _ = ArraySet(train.pixels.numpy(), train.labels, "", train.statistics).fetch(
-        torch.arange(1000), 0
-    )
+    images, _ = ArraySet(train.pixels.numpy(), train.labels, "", train.statistics).fetch(torch.arange(1000), 0)
     assert images.mean((0, 2, 3)).abs().max() < 1e-5
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-4
 

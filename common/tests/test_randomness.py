@@ -127,12 +127,8 @@ def chi_square(counts: torch.Tensor) -> float:
     "draws",
     [
         lambda slot: randomness.uniform(1, 1, torch.arange(64_000), slot),  # along a data set
-        lambda slot: torch.cat(
-            [randomness.uniform(1, e, torch.arange(64), slot) for e in range(1000)]
-        ),  # epochs
-        lambda slot: torch.cat(
-            [randomness.uniform(s, 1, torch.arange(64), slot) for s in range(1000)]
-        ),  # seeds
+        lambda slot: torch.cat([randomness.uniform(1, e, torch.arange(64), slot) for e in range(1000)]),  # epochs
+        lambda slot: torch.cat([randomness.uniform(s, 1, torch.arange(64), slot) for s in range(1000)]),  # seeds
     ],
     ids=["indices", "epochs", "seeds"],
 )

@@ -185,8 +185,7 @@ def test_a_run_leaves_what_it_promises(loop, whole):
     assert list(log[0]) == ["step", "epoch", "split", "fit", "size"]
     assert log[6] == {"step": 6, "epoch": 1, "split": "test", "norm": log[6]["norm"], "per_class": [0, 1, 2]}
     steps = {
-        name: checkpoint.load_own(whole / name, "toy", "first")["step"]
-        for name in ("last.pt", "prev.pt", "best.pt")
+        name: checkpoint.load_own(whole / name, "toy", "first")["step"] for name in ("last.pt", "prev.pt", "best.pt")
     }
     assert steps == {"last.pt": 18, "prev.pt": 12, "best.pt": 12}
     assert yaml.safe_load((whole / "config.yaml").read_text())["run"]["log_every"] == 1
@@ -239,9 +238,7 @@ def test_a_crashed_run_continues_from_its_last_checkpoint(loop, whole):
     loop.hook = lambda *_: None
     call(loop, "--run.save_every", "4", "--resume", "auto")
     assert lines(folder) == lines(whole)
-    assert flat(checkpoint.load(folder / "last.pt")["state"]) == flat(
-        checkpoint.load(whole / "last.pt")["state"]
-    )
+    assert flat(checkpoint.load(folder / "last.pt")["state"]) == flat(checkpoint.load(whole / "last.pt")["state"])
     assert not list(folder.glob("*tmp*"))
 
 
@@ -404,9 +401,7 @@ def test_a_damaged_last_falls_back_to_prev_only_when_nothing_was_named(loop, who
     stop_at(loop, 14)
     path = Path("out/first/last.pt")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(
-        CheckpointError, match=r"last\.pt: is not a readable .*the one before it is .*prev\.pt"
-    ):
+    with pytest.raises(CheckpointError, match=r"last\.pt: is not a readable .*the one before it is .*prev\.pt"):
         call(loop, "--resume", str(path))
     call(loop, "--resume", "auto")
     assert "continuing from out/first/prev.pt" in capsys.readouterr().err
@@ -549,9 +544,7 @@ def started(loop_file, tmp_path, hook):
 
 
 def test_sigterm_from_outside_ends_a_process_with_143(loop_file, tmp_path):
-    with started(
-        loop_file, tmp_path, "step == 5 and (print('here', flush=True), time.sleep(0.5))"
-    ) as process:
+    with started(loop_file, tmp_path, "step == 5 and (print('here', flush=True), time.sleep(0.5))") as process:
         assert process.stdout.readline() == b"here\n"
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)

@@ -223,7 +223,7 @@ def test_variants_run(tmp_path, teacher, options):
     assert all(np.isfinite(line.get("ce", 0)) for line in log(tmp_path / "student"))
 
 
-@pytest.mark.parametrize("method", sorted(set(distillers.DISTILLERS) - {"abound", "fsp"}))
+@pytest.mark.parametrize("method", ["kd", "attention", "pkt", "crd"])
 def test_a_step_never_waits_for_the_device(method, monkeypatch):
     """On the meta device a tensor has no values, so whatever reads one back raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown to that device
