@@ -85,21 +85,22 @@ def remove_stray(folder: Path) -> None:
 
 def random_state() -> dict:
     """The states of the python, numpy, torch and CUDA generators as plain content."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    version, keys, gauss = random.getstate()
+    name, words, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     return {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "python": [version, torch.tensor(keys), gauss],
+        "numpy": [name, torch.from_numpy(words.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": cuda,
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def restore_random_state(state: dict) -> None:
     """Undo whatever has been drawn since `random_state`."""
     version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    random.setstate((version, tuple(keys.tolist()), gauss))
+    name, words, *rest = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
