@@ -21,7 +21,7 @@ from ci import project_module
 from ci.plan import Job, Plan
 from ci.results import ArmResult, Curve, CurveResult, Hardware, Named, ProjectResult, SharedResult, compare
 
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/$])/[\w.@+~-]+(?:/[\w.@+~-]+)*/?")
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/$}])/[\w.@+~-]+(?:/[\w.@+~-]+)*/?")
 DATA = "$DATA"
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "scikit-image", "scipy")
 

@@ -135,6 +135,12 @@ class Run:
             if isinstance(value, int | float):
                 self.writer.add_scalar(f"{split}/{key}", value, step)
 
+    def sample(self, name: str) -> Path:
+        """Where a picture of the run goes: samples/NAME, in a folder that exists."""
+        path = self.folder / "samples" / name
+        path.parent.mkdir(exist_ok=True)
+        return path
+
     def say(self, text: str) -> None:
         """A line for the person at the terminal, from rank 0."""
         if distributed.is_main():

@@ -232,7 +232,8 @@ def condense(run: Run, condenser: Condenser, train, epoch: int, epochs: int, pro
     condenser.merge(distributed.sum_)
     report = {}
     if condenser.due(epoch, epochs):
-        change = data.condense(train, condenser)
+        show = condenser.version == "remove+summary" and distributed.is_main()
+        change = data.condense(train, condenser, run.sample(f"summary_{epoch:03d}.png") if show else None)
         labels = train.labels.to(run.device)
         report = {
             "lost": len(change["lost"]),

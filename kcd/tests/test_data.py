@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from common.errors import InputError
-from common.images import write_image
+from common.images import read_image, write_image
 from common.imagesets import ArraySet
 from common.labelled import Labelled
 
@@ -35,14 +35,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_digits_load_and_are_condensed_in_place():
+def test_digits_load_and_are_condensed_in_place(tmp_path):
     train, test = data.load(digits())
     assert len(train) == 1000 and len(test) == 797 and train.pixels.shape == (1000, 8, 8, 3)
     condenser = Condenser(1000)
     condenser.note(torch.arange(1000), torch.rand(1000))
     condenser.merge()
     before = train.pixels.clone()
-    change = data.condense(train, condenser)
+    change = data.condense(train, condenser, tmp_path / "blends.png")
+    shown = read_image(tmp_path / "blends.png")
+    assert shown.shape == (3 * 64, 16 * 64, 3)
+    partner, gone = (int(part[-1]) for part in condenser.history[-1])
+    last = shown[::8, -64::8]  # the strongest blend, column by column: kept, lost, blend
+    for tile, image in zip((last[:8], last[8:16], last[16:]), (before[partner], before[gone], train.pixels[partner])):
+        assert np.array_equal(tile, image.numpy())
     touched = (train.pixels != before).flatten(1).any(1).nonzero()[:, 0]
     assert set(touched.tolist()) <= set(condenser.history[0][0].tolist()) and len(change["lost"]) == 50
     fresh, _ = data.load(digits())
