@@ -92,6 +92,12 @@ def load(settings: Labelled, seed: int, folder: type[FolderSet] = FolderSet) -> 
     return train, test
 
 
+def place(data, settings: Labelled, device: torch.device) -> None:
+    """Put a set held in memory on the device for good, where the settings say so."""
+    if settings.resident and isinstance(data, ArraySet):
+        data.to(device)
+
+
 def describe(settings: Labelled, train) -> dict:
     """What env.json and checkpoints say of the data."""
     return {"name": settings.name, "images": len(train), "sha256": train.fingerprint()}

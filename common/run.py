@@ -23,10 +23,15 @@ from common.randomness import seed_everything
 import torch
 from tqdm import tqdm
 
+# What a resumed run may do otherwise, because it alters no bit of the result.
+FREE_TO_CHANGE = {"run.device", "run.log_every", "run.save_every"} | {
+    f"data.{name}" for name in ("root", "download", "resident", "workers")
+}
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a run computes; none of it changes the experiment."""
+    """Where and how a run computes."""
 
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
@@ -235,7 +240,8 @@ class Run:
             state = checkpoint.load_own(previous, self.project, self.stage)
         if state["stage"] != self.stage:
             return None
-        changed = [d for d in config.differences(state["config"], config.to_dict(self.config)) if d[:4] != "run."]
+        changed = config.differences(state["config"], config.to_dict(self.config))
+        changed = [difference for difference in changed if difference.partition(":")[0] not in FREE_TO_CHANGE]
         if state["data"] != self.data:
             changed.append(f"data set: {state['data']} -> {self.data}")
         self.continues = path.parent.resolve() == self.folder.resolve()

@@ -66,7 +66,7 @@ def condense(train, condenser: Condenser, picture: Path | None = None) -> dict[s
     before = train.pixels.clone() if picture else None
     change = condenser.condense(train.pixels)
     if picture and len(change["lost"]):
-        partners, lost = (part[-16:] for part in condenser.history[-1])
+        partners, lost = (part[-16:].to(before.device) for part in condenser.history[-1])
         rows = [before[partners], before[lost], train.pixels[partners]]
         grid = torch.cat([row.transpose(0, 1).flatten(1, 2) for row in rows]).cpu()  # [3 H, 16 W, 3]
         scale = max(1, 64 // train.height)

@@ -190,10 +190,9 @@ class Condenser:
         size = kept_size(self.n, previous, self.tau, self.stages)
         kept, lost = order[:size], order[size:previous]
         if self.version == "remove+summary" and len(lost):
-            partners = kept[-len(lost) :]
-            self.history.append((partners, lost))
+            self.history.append((kept[-len(lost) :], lost))
             if images is not None:
-                images[partners] = mix(images[partners], images[lost], self.mix_min)
+                self._blend(images, *self.history[-1])
         entered = self.removed[kept].sum()
         self.removed.fill_(True)
         self.removed[kept] = False
@@ -207,7 +206,12 @@ class Condenser:
     def replay(self, images: Tensor) -> None:
         """Repeat all blends on unchanged images, bit for bit."""
         for partners, lost in self.history:
-            images[partners] = mix(images[partners], images[lost], self.mix_min)
+            self._blend(images, partners, lost)
+
+    def _blend(self, images: Tensor, partners: Tensor, lost: Tensor) -> None:
+        """Write the blends in place; the images may lie on another device than the record."""
+        partners, lost = partners.to(images.device), lost.to(images.device)
+        images[partners] = mix(images[partners], images[lost], self.mix_min)
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs, as plain tensors; call `merge` before."""

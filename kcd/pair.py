@@ -31,7 +31,7 @@ def build_pair(run: Run, config: Config, train) -> tuple[nn.Module, Callable, nn
         raise InputError(f"{path}: there is no teacher; run stage teacher first, or give --teacher.checkpoint")
     models.load_weights(teacher, path)
     run.require_same("teacher", checkpoint.file_sha256(path))
-    images, _ = train.fetch(torch.arange(2), 1)
+    images, _ = train.fetch(torch.arange(2, device=train.labels.device), 1)
     shapes = [feature_shapes(network, images.cpu()) for network in (student, teacher)]
     distiller = distillers.build(
         config.distill.method,

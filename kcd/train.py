@@ -6,11 +6,12 @@ torchrun --nproc_per_node=8 train.py --config configs/imagenet_resnet34_resnet18
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from common import checkpoint, distributed
 from common.config import parse
-from common.labelled import batches, describe, epoch_order, test_batches
+from common.labelled import batches, describe, epoch_order, place, test_batches
 from common.metrics import Accuracy
 from common.randomness import uniform
 from common.run import Run, entry, run_folder, stages_to_run
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> Path:
         if not wanted(config, stage):
             continue
         with Run("kcd", config, command, name, stage, about) as run:
+            place(train, config.data, run.device)
+            place(test, config.data, run.device)
             {"teacher": train_teacher, "init": initialise, "student": distil}[stage](run, config, train, test)
     return run_folder(command, name)
 
@@ -152,7 +155,19 @@ def sgd(config: Config, parameters, rate: float) -> torch.optim.SGD:
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
-def fit(run, config, train, test, module, saved, optimiser, epochs, rate, terms_of, condenser=None) -> None:
+def fit(
+    run: Run,
+    config: Config,
+    train,
+    test,
+    module: nn.Module,
+    saved: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    epochs: int,
+    rate: float | None,
+    terms_of: Callable[..., dict[str, Tensor]],
+    condenser: Condenser | None = None,
+) -> None:
     """Epochs of SGD over the kept points, with evaluation, condensation and checkpoints.
 
     module: in training mode during an epoch. saved: {name: module} that a checkpoint holds. rate: base learning rate
@@ -213,15 +228,14 @@ def fit(run, config, train, test, module, saved, optimiser, epochs, rate, terms_
         report = {"kept": len(order), "sample_visits": progress["visits"] / (epoch * len(train))}
         if condenser:
             report |= condense(run, condenser, train, epoch, epochs, progress)
-        top1 = 0.0
-        if test is not None:
-            accuracy = evaluate(saved["model"], test, config, run.device)
+        accuracy = evaluate(saved["model"], test, config, run.device) if test is not None else {}
+        if accuracy:
             run.log("test", step, epoch, **accuracy)
-            top1 = accuracy["top1"]
         run.log("knowledge", step, epoch, seconds=run.elapsed(), **report)
-        run.say(f"epoch {epoch}/{epochs}: top1 {top1:.2f}, {len(order)} points")
-        best = top1 > progress["best"]
-        progress["best"] = max(top1, progress["best"])
+        run.say(f"epoch {epoch}/{epochs}: {len(order)} points" + "".join(f", {k} {v:.2f}" for k, v in accuracy.items()))
+        best = accuracy.get("top1", 0.0) > progress["best"]
+        if best:
+            progress["best"] = accuracy["top1"]
         epoch, done = epoch + 1, 0
         save(best)
 

@@ -372,3 +372,14 @@ def test_data_py_says_what_is_there(tmp_path, capsys):
     ]
     assert all(f"{name} " in lines[name] for name in labelled.SOURCES)
     assert str(tmp_path / "cifar-10-batches-py") in lines["cifar10"]
+
+
+@pytest.mark.parametrize(("resident", "expected"), [(True, "meta"), (False, "cpu")])
+def test_a_resident_set_lives_on_the_device(resident, expected):
+    settings = Labelled("digits", crop_padding=1, resident=resident)
+    train, _ = load(settings, seed=0)
+    labelled.place(train, settings, torch.device("meta"))
+    assert train.pixels.device.type == train.labels.device.type == expected
+    index = torch.arange(4, device=expected)
+    images, labels = train.fetch(index, 1)
+    assert images.device.type == labels.device.type == expected
