@@ -100,7 +100,7 @@ def dump(config) -> str:
 
 
 def digest(config) -> str:
-    """sha256 of the config's content; it goes into every checkpoint."""
+    """sha256 of the config's content; every checkpoint and env.json carry it."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 

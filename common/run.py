@@ -175,6 +175,7 @@ class Run:
                 "project": self.project,
                 "stage": self.stage,
                 "config": config.to_dict(self.config),
+                "config_sha256": config.digest(self.config),
                 "step": step,
                 "epoch": epoch,
                 "seconds": self.elapsed(),
