@@ -54,24 +54,20 @@ class SummarisedFolder(FolderSet):
         return super().read(index)
 
 
-def condense(train, condenser: Condenser, picture: Path | None = None) -> dict[str, torch.Tensor]:
-    """`Condenser.condense` on a data set: at once in memory, or when an image is decoded.
-
-    picture: where to show the strongest blends, kept image, lost image and blend one below the other.
-    """
-    if not isinstance(train, ArraySet):
-        change = condenser.condense()
-        train.follow(condenser)
-        return change
-    before = train.pixels.clone() if picture else None
-    change = condenser.condense(train.pixels)
-    if picture and len(change["lost"]):
-        partners, lost = (part[-16:].to(before.device) for part in condenser.history[-1])
-        rows = [before[partners], before[lost], train.pixels[partners]]
-        grid = torch.cat([row.transpose(0, 1).flatten(1, 2) for row in rows]).cpu()  # [3 H, 16 W, 3]
-        scale = max(1, 64 // train.height)
-        write_image(picture, grid.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
+def condense(train, condenser: Condenser) -> dict[str, torch.Tensor]:
+    """`Condenser.condense` on a data set: at once in memory, or when an image is decoded."""
+    if isinstance(train, ArraySet):
+        return condenser.condense(train.pixels)
+    change = condenser.condense()
+    train.follow(condenser)
     return change
+
+
+def draw_blends(blends: torch.Tensor, path: Path) -> None:
+    """Kept images, lost images, blends [3, n, H, W, 3] as three rows of a picture, the strongest at the right."""
+    grid = blends.cpu().transpose(1, 2).flatten(2, 3).flatten(0, 1)  # [3 H, n W, 3]
+    scale = max(1, 64 // blends.shape[2])
+    write_image(path, grid.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
 
 
 def replay(train, condenser: Condenser) -> None:

@@ -180,38 +180,43 @@ class Condenser:
         return order if self.balance is None else balanced(order, self.balance)
 
     def condense(self, images: Tensor | None = None) -> dict[str, Tensor]:
-        """Rank, keep the best, blend the lost into their partners; returns kept, lost and re-entered positions.
+        """Rank, keep the best, blend the lost into their partners; returns kept, lost and how many re-entered.
 
         images: uint8 [n, H, W, C], written to in place where the version summarises; None leaves the blending to the
         reader of the history (images that are decoded when needed). A removed point re-enters when it ranks high
-        enough again. Where nothing is lost, the summary does nothing.
+        enough again. Where nothing is lost, the summary does nothing; where it does something in place, `blends` holds
+        its 16 strongest blends for a picture: kept image, lost image, blend, uint8 [3, 16, H, W, C].
         """
         order, previous = self.ranking(), len(self.kept)
         size = kept_size(self.n, previous, self.tau, self.stages)
         kept, lost = order[:size], order[size:previous]
+        change = {"kept": kept, "lost": lost}
         if self.version == "remove+summary" and len(lost):
-            self.history.append((kept[-len(lost) :], lost))
+            partners = kept[-len(lost) :]  # fewer than the lost if more is lost than stays: the last lost are dropped
+            self.history.append((partners, lost[: len(partners)]))
             if images is not None:
-                self._blend(images, *self.history[-1])
-        entered = self.removed[kept].sum()
+                change["blends"] = self._blend(images, *self.history[-1])
+        change["reentered"] = self.removed[kept].sum()
         self.removed.fill_(True)
         self.removed[kept] = False
-        self.reentries = self.reentries + entered
+        self.reentries = self.reentries + change["reentered"]
         self.kept = kept
         if self.record_scope == "stage":
             self.total.zero_()
             self.visits.zero_()
-        return {"kept": kept, "lost": lost, "reentered": entered}
+        return change
 
     def replay(self, images: Tensor) -> None:
         """Repeat all blends on unchanged images, bit for bit."""
         for partners, lost in self.history:
             self._blend(images, partners, lost)
 
-    def _blend(self, images: Tensor, partners: Tensor, lost: Tensor) -> None:
+    def _blend(self, images: Tensor, partners: Tensor, lost: Tensor) -> Tensor:
         """Write the blends in place; the images may lie on another device than the record."""
         partners, lost = partners.to(images.device), lost.to(images.device)
-        images[partners] = mix(images[partners], images[lost], self.mix_min)
+        before, gone = images[partners], images[lost]
+        images[partners] = after = mix(before, gone, self.mix_min)
+        return torch.stack([part[-16:] for part in (before, gone, after)])
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs, as plain tensors; call `merge` before."""

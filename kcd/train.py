@@ -244,18 +244,16 @@ def condense(run: Run, condenser: Condenser, train, epoch: int, epochs: int, pro
     """The end of an E-step: merge the record and, every T epochs, rank, keep and summarise."""
     began = time.perf_counter()
     condenser.merge(distributed.sum_)
-    report = {}
-    if condenser.due(epoch, epochs):
-        show = condenser.version == "remove+summary" and distributed.is_main()
-        change = data.condense(train, condenser, run.sample(f"summary_{epoch:03d}.png") if show else None)
-        labels = train.labels.to(run.device)
-        report = {
-            "lost": len(change["lost"]),
-            "reentered": change["reentered"],
-            "kept_per_class": torch.bincount(labels[change["kept"]], minlength=len(train.classes)),
-        }
+    change = data.condense(train, condenser) if condenser.due(epoch, epochs) else {}
     progress["overhead"] += time.perf_counter() - began
-    return {**report, "condensation_seconds": progress["overhead"]}
+    report = {"condensation_seconds": progress["overhead"]}
+    if change:
+        labels = train.labels.to(run.device)[change["kept"]]
+        report["kept_per_class"] = torch.bincount(labels, minlength=len(train.classes))
+        report |= {"lost": len(change["lost"]), "reentered": change["reentered"]}
+    if "blends" in change and distributed.is_main():
+        data.draw_blends(change["blends"], run.sample(f"blends_{epoch:03d}.png"))
+    return report
 
 
 @torch.inference_mode()

@@ -116,6 +116,16 @@ def test_nothing_lost_is_no_summary():
     assert len(change["lost"]) == 0 and torch.equal(images, before) and condenser.history == []
 
 
+def test_more_is_lost_than_stays():
+    images = torch.arange(10, dtype=torch.uint8)[:, None] * 20
+    original = images.clone()
+    condenser = Condenser(10, tau=0.3, stages=1)
+    feed(condenser, torch.arange(10, 0, -1).double())
+    change = condenser.condense(images)
+    assert change["kept"].tolist() == [0, 1, 2] and len(change["lost"]) == 7
+    assert torch.equal(images[:3], mix(original[:3], original[3:6])) and torch.equal(images[3:], original[3:])
+
+
 def test_recording_none_is_free():
     condenser = Condenser(4, version="none")
     condenser.record(torch.arange(4), torch.randn(4, 3), torch.randn(4, 3), torch.zeros(4).long())
