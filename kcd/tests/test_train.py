@@ -110,7 +110,7 @@ def teacher(tmp_path_factory) -> Path:
 @pytest.mark.smoke
 def test_smoke(tmp_path):
     """Two steps of both stages and an evaluation, as typed."""
-    short = ["--optim.epochs=1", "--data.limit=128"]
+    short = ["--teacher.epochs=1", "--optim.epochs=1", "--data.limit=128"]
     done = command(["train.py", "--config", "cfg.yaml", "--out", str(tmp_path / "run"), *short])
     assert done.returncode == 0, done.stderr
     for stage in ("teacher", "student"):
@@ -254,7 +254,7 @@ def test_a_step_never_waits_for_the_device(method, monkeypatch):
 
 def test_it_learns(tmp_path):
     words = ["--config", str(PROJECT / "cfg.yaml"), "--out", str(tmp_path), "--stage", "teacher"]
-    train.main([*words, "--teacher.width=8", "--optim.epochs=3"])
+    train.main([*words, "--teacher.width=8", "--teacher.epochs=3"])
     assert eval.main(["--checkpoint", str(tmp_path / "teacher" / "last.pt")])["top1"] > 80
 
 
