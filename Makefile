@@ -46,7 +46,7 @@ test-common test-ci $(TEN:%=test-%): test-%: $(READY)
 smoke: $(HERE:%=smoke-%) ## two training steps and an evaluation of each project
 
 $(TEN:%=smoke-%): smoke-%: $(READY)
-	$(RUN) -m pytest $*/tests -m smoke
+	$(RUN) -m pytest $*/tests/test_train.py -m smoke
 
 configs: $(READY) ## one training step of every config on stand-in data (long)
 	$(RUN) -m pytest $(HERE:%=%/tests) -m long
