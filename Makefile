@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 TEN := dda rebnn winograd3d dcd smmix crd hqss lts labnet kcd
-HERE := $(foreach project,$(TEN),$(if $(wildcard $(project)/train.py),$(project)))
+HERE := $(strip $(foreach project,$(TEN),$(if $(wildcard $(project)/train.py),$(project))))
 PROJECTS ?= $(HERE)
 PYTHON ?= python3
 
