@@ -13,6 +13,7 @@ from pathlib import Path
 from common import checkpoint, config, cost, distributed
 from common.environment import environment
 from common.errors import CheckpointError
+from common.labelled import place
 from common.run import entry
 
 import torch
@@ -41,7 +42,8 @@ def main(argv: list[str]) -> dict:
     models.load_weights(model, path)
     model = model.to(device, memory_format=torch.channels_last)
 
-    metrics = {**evaluate(model, test.to(device) if hasattr(test, "to") else test, conf, device)}
+    place(test, conf.data, device)
+    metrics = evaluate(model, test, conf, device)
     images, _ = test.fetch(torch.arange(1, device=test.labels.device), 0)
     metrics |= {"params": cost.parameters(model).total, "macs": cost.macs(model, images.to(device))}
     metrics |= knowledge(own, conf)

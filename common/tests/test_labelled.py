@@ -383,3 +383,8 @@ def test_a_resident_set_lives_on_the_device(resident, expected):
     index = torch.arange(4, device=expected)
     images, labels = train.fetch(index, 1)
     assert images.device.type == labels.device.type == expected
+
+
+def test_padding_is_no_part_of_a_sets_identity():
+    padded, bare = (load(Labelled("digits", crop_padding=p), seed=0)[0].fingerprint() for p in (3, 0))
+    assert padded == bare == "649c2c7970e80af5b77e2b76abea2d940f4d8f174006abb61c48eb600a867707"
