@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 
 from common.errors import InputError
+from common.weights import load_weights
 
 from torch import nn
 
@@ -20,7 +21,6 @@ from kcd.models.mobilenet import MobileNetV2
 from kcd.models.resnet import ResNet50, cifar_resnet, cifar_resnet_x4, imagenet_resnet
 from kcd.models.shufflenet import ShuffleV1, ShuffleV2
 from kcd.models.vgg import VGG
-from kcd.models.weights import load_weights
 from kcd.models.wrn import WideResNet
 
 __all__ = ["MODELS", "build", "load_weights", "teacher_name"]

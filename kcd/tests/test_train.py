@@ -2,30 +2,24 @@
 
 import contextlib
 import json
-import os
-import pickle
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
-from common import checkpoint, config
+from common import checkpoint, config, testing
 from common.errors import CheckpointError, InputError, NonFiniteError
 from common.finite import FiniteWatch
-from common.images import write_image
 from common.labelled import Labelled, batches
+from common.testing import image_archive, image_folders, log, state
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from kcd import data, distillers, eval, models, pair, train
 from kcd.config import Config, Distill
 from kcd.method import Condenser
 
 PROJECT = Path(train.__file__).parent
-ROOT = PROJECT.parent
 # Four steps an epoch, augmentation on, condensation with summary after every epoch.
 TINY = {
     "data.limit": 128,
@@ -49,54 +43,10 @@ def arguments(out: Path, **overrides) -> list[str]:
     return ["--config", str(PROJECT / "cfg.yaml"), "--out", str(out), *words]
 
 
-def command(words: list[str], **environment) -> subprocess.CompletedProcess:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *words], cwd=PROJECT, env=variables, capture_output=True, text=True)
-
-
-def interrupted(words: list[str], number: int, step: int) -> subprocess.CompletedProcess:
-    """Train in a process that sends itself a signal when stage `student` (or the only stage) reaches a step."""
-    script = f"""
-import os, sys
-from common.run import Run, entry
-from kcd import train
-watch = Run.watch
-def watch_and_die(run, step, *rest):
-    if step == {step}:
-        os.kill(os.getpid(), {number})
-    return watch(run, step, *rest)
-Run.watch = watch_and_die
-entry(train.main)
-"""
-    return command(["-c", script, *words])
-
-
-def log(folder: Path) -> list[dict]:
-    """The lines of a log without what a clock says."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
-
-
-def state(folder: Path) -> dict:
-    content = checkpoint.load(folder / "last.pt")
-    return {key: content[key] for key in ("step", "epoch", "state", "random")}
-
-
-def assert_same(one, two, where="state"):
-    """Equal bit for bit, except for what a clock says."""
-    if isinstance(one, dict):
-        assert one.keys() == two.keys(), where
-        for key in one:
-            if key != "overhead":
-                assert_same(one[key], two[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two), where
-        for number, pair in enumerate(zip(one, two)):
-            assert_same(*pair, f"{where}[{number}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), where
-    else:
-        assert one == two, where
+command = partial(testing.python, PROJECT)
+interrupted = partial(testing.signalled, PROJECT)
+# The share of time that condensation takes is what a clock says.
+assert_same = partial(testing.assert_same, ignore=("overhead",))
 
 
 @pytest.fixture(scope="session")
@@ -186,11 +136,7 @@ def test_two_processes_equal_one_over_the_same_micro_batches(tmp_path, teacher):
     # 130 images leave a last batch of 2, one image a process.
     options = {"teacher__checkpoint": teacher, "data__limit": 130, "optim__epochs": 2, "run__device": "cpu"}
     train.main(arguments(tmp_path / "one", run__micro_batches=2, **options))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "train.py"]
-    done = command([*launcher, *arguments(tmp_path / "two", **options)])
+    done = testing.torchrun(PROJECT, arguments(tmp_path / "two", **options))
     assert done.returncode == 0, done.stderr
     one, two = (state(tmp_path / name / "student")["state"] for name in ("one", "two"))
     for key, value in one["model"].items():
@@ -283,42 +229,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert all(value.isfinite().all() for value in saved["state"]["model"].values())
 
 
-class Payload:
-    """Writes a canary when it is unpickled."""
-
-    def __init__(self, canary: Path):
-        self.canary = canary
-
-    def __reduce__(self):
-        return (Path.touch, (self.canary,))
-
-
-def archive(folder: Path, labels: list[int]) -> Path:
-    """An .npz of encoded 32x32 images of ten classes, train and test the same."""
-    encoded = []
-    for i in range(len(labels)):
-        write_image(folder / "image.png", np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        encoded.append((folder / "image.png").read_bytes())
-    content = {"classes": np.array([str(c) for c in range(10)])}
-    for part in ("train", "test"):
-        content[f"{part}_jpeg"] = np.frombuffer(b"".join(encoded), np.uint8)
-        content[f"{part}_offset"] = np.cumsum([0, *map(len, encoded)])
-        content[f"{part}_label"] = np.array(labels)
-    np.savez(folder / "set.npz", **content)
-    return folder / "set.npz"
-
-
 def bad_inputs(folder: Path, teacher: Path) -> dict[str, tuple[dict, str]]:
     """name -> (overrides, words of the message)."""
-    truncated, malicious = folder / "truncated.pt", folder / "malicious.pt"
+    truncated, malicious = folder / "truncated.pt", testing.hostile(folder / "malicious.pt", folder / "canary")
     truncated.write_bytes(teacher.read_bytes()[:2000])
-    malicious.write_bytes(pickle.dumps(Payload(folder / "canary")))
     torch.save({"model": models.build("resnet8", 100, 4).state_dict()}, folder / "hundred.pth")
     return {
         "missing data": ({"data__name": "cifar10", "data__root": folder / "nowhere"}, "cifar-10-batches-py"),
         "class count": ({"teacher__checkpoint": folder / "hundred.pth"}, r"fc.weight \[100, 16\] for \[10, 16\]"),
         "label out of range": (
-            {"data__name": "cifar10", "data__root": archive(folder, [3] * 40 + [11])},
+            {"data__name": "cifar10", "data__root": image_archive(folder, [3] * 40 + [11])},
             "first is 11 of image 40",
         ),
         "architecture": ({"teacher__name": "resnet14"}, "does not fit resnet14"),
@@ -408,31 +328,22 @@ def test_eval_of_official_checkpoints(tmp_path, teacher):
         eval.main(words)
 
 
-def stand_in(folder: Path, classes: int) -> Path:
-    """A CIFAR-like archive of one image a class."""
-    path = archive(folder, [0] * classes)
-    with np.load(path) as content:
-        arrays = dict(content)
-    labels = np.arange(classes)
-    np.savez(path, **{**arrays, "classes": labels.astype(str), "train_label": labels, "test_label": labels})
-    return path
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_takes_a_step(tmp_path, path):
     experiment = config.load(Config, path)
     words = ["--config", str(path), "--out", str(tmp_path / "run"), "--optim.epochs=1", "--teacher.epochs=1"]
     if experiment.data.name == "imagenet":
-        for part in ("train", "val"):
-            for i in range(2):
-                (tmp_path / part / f"class{i}").mkdir(parents=True)
-                Image.new("RGB", (250, 240), (i * 90, 9, 9)).save(tmp_path / part / f"class{i}" / "image.jpg")
+        image_folders(tmp_path, images=1)
         words += [f"--data.root={tmp_path}", "--data.batch_size=2", "--data.workers=0"]
         torch.save(models.build(experiment.teacher.name, 2).state_dict(), tmp_path / "teacher.pth")
         words.append(f"--teacher.checkpoint={tmp_path / 'teacher.pth'}")
     else:
         classes = {"cifar10": 10, "cifar100": 100}[experiment.data.name]
-        words += [f"--data.root={stand_in(tmp_path, classes)}", "--data.batch_size=8", "--data.limit=8"]
+        words += [
+            f"--data.root={image_archive(tmp_path, list(range(classes)), classes)}",
+            "--data.batch_size=8",
+            "--data.limit=8",
+        ]
     train.main([*words, "--distill.crd_negatives=4"])
     assert checkpoint.load(tmp_path / "run" / "student" / "last.pt")["step"] == 1

@@ -24,14 +24,19 @@ SHOWN = 5  # names of each kind in an error message
 
 
 def load_weights(model: nn.Module, path: str | PathLike) -> None:
-    """Load a checkpoint's weights into the model, strictly by name and shape.
+    """Load a checkpoint's weights into the model, strictly by name and shape; see read_weights for the file.
 
-    The file is .safetensors or torch.save's: a dict with the state dict under `model`, as RepDistiller's
-    teachers and students are, or a bare state dict; a `module.` prefix is dropped. CheckpointError if it is
-    unreadable, unsafe or belongs to another network; the model is then as it was.
+    CheckpointError if it is unreadable, unsafe or belongs to another network; the model is then as it was.
+    """
+    fit_weights(model, read_weights(path), path)
+
+
+def fit_weights(model: nn.Module, given: dict[str, torch.Tensor], path: str | PathLike) -> None:
+    """Load a state dict read from path, strictly by name and shape, all of it or nothing.
+
+    For files whose names or layout were first translated to the model's. CheckpointError as load_weights.
     """
     name = getattr(model, "architecture", type(model).__name__)
-    given = _state_dict(path)
     own = model.state_dict()
     problems = []
     # Weights saved before torch 0.4.1 lack the batch counter, which nothing here uses.
@@ -61,8 +66,13 @@ def _first(items: list[str]) -> str:
     return f"({len(items)}): {', '.join(items[:SHOWN])}{more}"
 
 
-def _state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
-    """The file's parameters and buffers on the CPU, without `module.`."""
+def read_weights(path: str | PathLike, key: str | None = None) -> dict[str, torch.Tensor]:
+    """The file's parameters and buffers on the CPU, without a `module.` prefix.
+
+    The file is .safetensors or torch.save's: a bare state dict, a dict that holds one under `model` or `state_dict`
+    (or under the given key), or a checkpoint of this repository. CheckpointError if it is missing, damaged, holds
+    more than tensors, or none.
+    """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; give a .pth or .safetensors checkpoint")
     try:
@@ -79,9 +89,11 @@ def _state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state"), dict):  # a checkpoint of our own
         content = content["state"]
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    for name in [key] if key else ["model", "state_dict"]:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+            break
     items = content.items() if isinstance(content, dict) else ()
     if not items or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in items):
-        raise CheckpointError(f"{path} holds no state dict, bare or under 'model'; give a network's weights")
+        raise CheckpointError(f"{path} holds no state dict, bare or under '{key or 'model'}'; give a network's weights")
     return {key.removeprefix("module."): value for key, value in items}
