@@ -2,10 +2,19 @@
 
 Images are float [..., 3, H, W] in [0, 1], mattes [..., 1, H, W] with 1 for lit, 0 for umbra; w, b:
 [3] or [..., 3, 1, 1].
+
+    python -m common.shadow.synthesis PHOTOGRAPHS OUT [--per_photo 4] [--seed 0] [--linear] [--part train]
+
+writes a shadow, a mask and a lit picture of each synthetic shadow into OUT/{part}_A, {part}_B and {part}_C.
 """
 
+import argparse
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import InputError
+from common.images import list_images, read_image, write_image
 from common.randomness import uniform
 from common.shadow.color import encode, linearise
 
@@ -88,6 +97,12 @@ class Drawn(NamedTuple):
         shadow = blend(image, darken(image, self.w, self.b).clamp(0, 1), self.matte)
         return encode(shadow).clamp(0, 1) if linear else shadow
 
+    def cast(self, free: np.ndarray, linear: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The shadow image uint8 [H, W, 3] and the mask uint8 [H, W] of 0 and 255, of a lit uint8 image."""
+        image = torch.from_numpy(np.array(free)).permute(2, 0, 1).float() / 255
+        shadow = (self.apply(image, linear) * 255).round().byte().permute(1, 2, 0)
+        return shadow.contiguous().numpy(), self.mask[0].byte().mul(255).numpy()
+
 
 def draw(
     seed: int, index: int, size: tuple[int, int], epoch: int = 0, cover: tuple[float, float] = (0.05, 0.5)
@@ -137,3 +152,31 @@ def _shape(draws: np.ndarray, size: tuple[int, int], cover: tuple[float, float])
         cv2.fillPoly(mask, [np.rint(centre + scale * points).astype(np.int32)], 1)
         low, high = (scale, high) if mask.sum() < wanted else (low, scale)
     return mask.astype(np.float32)
+
+
+def main(argv: list[str]) -> None:
+    """Write synthetic triplets of a folder of lit photographs. Errors: InputError."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", type=Path, help="folder of lit photographs")
+    parser.add_argument("out", type=Path, help="folder of the triplets")
+    parser.add_argument("--per_photo", type=int, default=4, help="shadows cast on each photograph")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shadows")
+    parser.add_argument("--linear", action="store_true", help="attenuate linear light instead of sRGB values")
+    parser.add_argument("--part", default="train", choices=("train", "test"), help="side of the set")
+    given = parser.parse_args(argv)
+    paths = list_images(given.photographs)
+    for index, path in enumerate(path for path in paths for _ in range(given.per_photo)):
+        free = read_image(path)
+        shadow, mask = draw(given.seed, index, free.shape[:2]).cast(free, given.linear)
+        name = f"{path.stem}_{index % given.per_photo:02d}.png"
+        for folder, picture in (("A", shadow), ("B", mask), ("C", free)):
+            write_image(given.out / f"{given.part}_{folder}" / name, picture)
+    print(f"{len(paths) * given.per_photo} triplets in {given.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

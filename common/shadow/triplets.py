@@ -70,16 +70,18 @@ def find(root: str | Path, part: Literal["train", "test"], free: FreeFolder = "o
     ]
 
 
-def read_mask(path: str | Path, threshold: float = 0.5) -> np.ndarray:
+def read_mask(path: str | Path, threshold: float | None = 0.5) -> np.ndarray:
     """A mask file as uint8 [H, W] of 0 and 1: shadow where its value / 255 is above the threshold.
 
-    Of a colour file the first channel counts. Errors: InputError for a file that cannot be read.
+    threshold None: the levels as stored. Of a colour file the first channel counts. Errors: InputError for a file that
+    cannot be read.
     """
-    return (read_image(path)[..., 0] > threshold * 255).astype(np.uint8)
+    levels = read_image(path)[..., 0]
+    return levels if threshold is None else (levels > threshold * 255).astype(np.uint8)
 
 
-def read(triplet: Triplet, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Shadow image uint8 [H, W, 3], mask uint8 [H, W] of 0 and 1, shadow-free image or None.
+def read(triplet: Triplet, threshold: float | None = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Shadow image uint8 [H, W, 3], mask uint8 [H, W] (see `read_mask`), shadow-free image or None.
 
     Errors: InputError for files of different sizes.
     """
