@@ -22,10 +22,11 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.transform import resize as skimage_resize
 
+from hqss.build import build_synthesis
 from hqss.config import Config
 from hqss.items import Crop, dilate, prepare
 from hqss.steps import CriticStep, Pools, SynthesisStep
-from hqss.train import adam, build_synthesis
+from hqss.train import adam
 
 CROP, SIZE = 200, (480, 640)
 PLACE = Crop(20, 23, True)

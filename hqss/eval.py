@@ -4,7 +4,8 @@
     python eval.py --checkpoint runs/cfg/synthesis/last.pt
     python eval.py --config configs/istd.yaml --coarse G1.pth --refine G2.pth --data.root DIR      (the release's)
 
-The number to report is that of the last epoch (last.pt); a best.pt has been chosen on the test set.
+The number to report is that of the last epoch (last.pt); a best.pt has been chosen on the test set. Of a run on
+synthetic crops, removal's metrics include those of the pseudo shadows that it learnt from.
 """
 
 import argparse
@@ -17,10 +18,8 @@ from common.errors import InputError
 from common.run import entry
 
 from hqss import data, evaluation, models
+from hqss.build import build_removal, pseudo_shadows, stage1_files
 from hqss.config import Config
-from hqss.train import build_removal, build_synthesis
-
-SRD_SIZE = (640, 840)
 
 
 def main(argv: list[str]) -> dict:
@@ -43,17 +42,18 @@ def main(argv: list[str]) -> dict:
     test = data.Photographs(source, frame, data.detected_masks(conf.data, source))
 
     device = distributed.start(conf.run.device)
-    networks = build_synthesis(conf) if stage == "synthesis" else build_removal(conf)
-    networks = {name: network for name, network in networks.items() if not name.startswith("critic")}
-    for name, network in networks.items():
-        models.load_weights(network, *parts(name))
-        network.eval().to(device)
-    if stage == "synthesis":
-        metrics = evaluation.synthesis(*networks.values(), test, conf.data)
-    else:
-        size = None if given.size == "full" else SRD_SIZE if conf.data.name == "srd" else (256, 256)
+    metrics = {}
+    if stage == "removal":
+        networks = build_removal(conf)
+        for name, network in networks.items():
+            models.load_weights(network, *parts(name))
+            network.to(device)
+        size = None if given.size == "full" else data.SRD_FRAME if conf.data.name == "srd" else (256, 256)
         metrics = evaluation.removal(*networks.values(), test, conf.removal.clear, size)
-    metrics |= {"params": sum(cost.parameters(network).total for network in networks.values())}
+        metrics["params"] = sum(cost.parameters(network).total for network in networks.values())
+    if stage == "synthesis" or (own and evaluation.is_known(test)):
+        files = [path] if stage == "synthesis" else stage1_files(conf, path.parent)
+        metrics |= evaluation.synthesis(pseudo_shadows(conf, files, device), test, conf.data, device)
     metrics["_meta"] = {"checkpoint": path.name, "stage": stage, "data": conf.data.name, "size": given.size}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")

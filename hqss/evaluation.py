@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hqss import donors, method
+from hqss.build import Paint
 from hqss.config import Data
 from hqss.data import TEST_SEED, Photographs, Test
 from hqss.inference import online_errors, restore
@@ -59,35 +60,41 @@ def removal(
     return {**found, **online(ours, triplets, "online_"), "images": len(triplets)}
 
 
+def is_known(test: Photographs) -> bool:
+    """Whether the true shadow of a lit region is known: shadows are synthetic, on crops of one size."""
+    return isinstance(test.source, SyntheticTriplets) and test.source.size is not None
+
+
 @torch.inference_mode()
-def synthesis(encoder: nn.Module, generator: nn.Module, test: Photographs, settings: Data) -> dict[str, float]:
+def synthesis(paint: Paint, test: Photographs, settings: Data, device: torch.device) -> dict[str, float]:
     """Pseudo shadows against the true shadow of the same lit region, known where shadows are synthetic (section 11).
 
     synth_error: Lab error (sum over channels) in the lit region. darkness: share of the true drop in L that was made,
     0 for a copy and 1 for the truth. detail: correlation of the gradients of L with the photograph's. copy_ and gain_:
     the lit region as it is, and times one factor. Errors: InputError for photographs, whose truth nobody knows.
     """
-    if not isinstance(test.source, SyntheticTriplets) or test.source.size is None:
+    if not is_known(test):
         raise InputError(
             "stage synthesis is judged on synthetic crops: data.name embedded or photos, with data.test_side"
         )
     partners = donors.build(test.mask, len(test), settings.ratio_min, settings.ratio_max, settings.donors)
-    device = next(encoder.parameters()).device
     rows: dict[str, list[Tensor]] = {}
     for index in range(len(test)):
         item, truth = known(test, partners, index, settings)
         if item["lit_mask"].sum() < settings.min_pixels or item["shadow_mask"].sum() < settings.min_pixels:
             continue
-        shadow, lit, mask = (item[name][None].to(device) for name in ("shadow", "lit", "lit_mask"))
-        images = {"": method.pseudo_shadow(encoder, generator, shadow, lit, mask).cpu().float(), "copy_": lit.cpu()}
-        whole, shadow_mask = item["image"][None], item["shadow_mask"][None]
-        images["gain_"] = method.gain_shadow(lit.cpu(), mask.cpu(), whole, shadow_mask)
+        batch = {name: value[None] for name, value in item.items()}
+        pseudo = paint({name: value.to(device) for name, value in batch.items()}).cpu().float()
+        gain = method.gain_shadow(batch["lit"], batch["lit_mask"], batch["image"], batch["shadow_mask"])
+        images = {"": pseudo, "copy_": batch["lit"], "gain_": gain}
         for prefix, image in images.items():
             for name, value in compared(image[0], truth, item["lit"], item["lit_mask"]).items():
                 rows.setdefault(f"{prefix}{name}", []).append(value)
     if not rows:
         raise InputError("no synthetic test photograph has a lit region; raise data.test_count")
-    return {name: float(torch.stack(values).mean()) for name, values in rows.items()} | {"images": len(rows["detail"])}
+    return {name: float(torch.stack(values).mean()) for name, values in rows.items()} | {
+        "lit_regions": len(rows["detail"])
+    }
 
 
 def known(test: Photographs, partners: donors.Donors, index: int, settings: Data) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from common import checkpoint, distributed
 from common.config import parse
-from common.errors import InputError
 from common.randomness import permutation
 from common.run import Run, entry, run_folder, stages_to_run
 from common.shadow.loader import Part, batches
@@ -18,7 +17,8 @@ from common.shadow.loader import Part, batches
 import torch
 from torch import Tensor, nn
 
-from hqss import data, method, models, pictures
+from hqss import data, pictures
+from hqss.build import build_removal, build_synthesis, pseudo_shadows, stage1_files
 from hqss.config import Config
 from hqss.evaluation import judge
 from hqss.method import rate_factor
@@ -52,24 +52,6 @@ def build(config: Config) -> dict[str, nn.Module]:
     """All networks of an experiment by name. Errors: InputError for sizes that they cannot take."""
     data.check(config.data)
     return {**build_synthesis(config), **build_removal(config)}
-
-
-def build_synthesis(config: Config) -> dict[str, nn.Module]:
-    """E, G, D_S and D_N."""
-    n = config.networks
-    networks = {
-        "encoder": models.Encoder(n.feature),
-        "generator": models.Generator(n.feature, n.generator),
-        "critic_shadow": models.Discriminator(n.discriminator),
-        "critic_lit": models.Discriminator(n.discriminator),
-    }
-    return {name: models.initialise(network) for name, network in networks.items()}
-
-
-def build_removal(config: Config) -> dict[str, nn.Module]:
-    """G1 and G2."""
-    networks = {"coarse": models.Remover(config.networks.remover), "refine": models.Refiner(config.networks.remover)}
-    return {name: models.initialise(network) for name, network in networks.items()}
 
 
 # -- the two stages --------------------------------------------------------------------------------------------------
@@ -122,7 +104,10 @@ def train_removal(run: Run, config: Config, train: data.Items, test: data.Photog
     """G1 and G2 on pseudo pairs: a lit region in synthetic shadow, and the photograph (section 2, stage 2)."""
     networks = {name: network.to(run.device) for name, network in build_removal(config).items()}
     step_of = RemovalStep(*networks.values(), config.removal.clear)
-    darken = pseudo_shadows(run, config)
+    files = stage1_files(config, run.folder)
+    for number, path in enumerate(files):
+        run.require_same(f"synthesis {number}", checkpoint.file_sha256(path))
+    darken = pseudo_shadows(config, files, run.device)
     optimiser = adam(config, step_of)
     wrapped = distributed.wrap(step_of)
 
@@ -146,32 +131,6 @@ def train_removal(run: Run, config: Config, train: data.Items, test: data.Photog
     if config.optim.select == "test":
         chosen = lambda: judge(*networks.values(), test, config.removal.clear)
     fit(run, config, train, networks, {"optimiser": optimiser}, config.optim.removal_epochs, advance, after, chosen)
-
-
-def pseudo_shadows(run: Run, config: Config) -> Callable[[dict[str, Tensor]], Tensor]:
-    """values of a batch -> pseudo shadow images [N, 3, H, W], by frozen E and G or by the control."""
-    if config.removal.pairs == "gain":
-        return lambda v: method.gain_shadow(v["lit"], v["lit_mask"], v["image"], v["shadow_mask"])
-    encoder, generator, *_ = build_synthesis(config).values()
-    s = config.synthesis
-    if s.encoder or s.generator:
-        if not (s.encoder and s.generator) or s.checkpoint:
-            raise InputError("synthesis.encoder and synthesis.generator go together, and without synthesis.checkpoint")
-        paths = [Path(s.encoder), Path(s.generator)]
-        models.load_weights(encoder, paths[0])
-        models.load_weights(generator, paths[1])
-    else:
-        paths = [Path(s.checkpoint) if s.checkpoint else run.folder.parent / "synthesis" / "last.pt"]
-        if not paths[0].exists():
-            raise InputError(
-                f"{paths[0]}: there is no stage 1; run stage synthesis first, or give --synthesis.checkpoint"
-            )
-        models.load_weights(encoder, paths[0], "encoder")
-        models.load_weights(generator, paths[0], "generator")
-    for number, path in enumerate(paths):
-        run.require_same(f"synthesis {number}", checkpoint.file_sha256(path))
-    encoder, generator = (network.requires_grad_(False).to(run.device) for network in (encoder, generator))
-    return lambda v: method.pseudo_shadow(encoder, generator, v["shadow"], v["lit"], v["lit_mask"])
 
 
 def adam(config: Config, module: nn.Module) -> torch.optim.Adam:
