@@ -63,34 +63,30 @@ def train_synthesis(run: Run, config: Config, train: data.Items, test: data.Phot
     encoder, generator, *critics = networks.values()
     paint = SynthesisStep(encoder, generator, tuple(critics), config.synthesis)
     tell = CriticStep(*critics, config.synthesis.discriminator)
-    optimiser = adam(config, paint)
     adversarial = config.synthesis.adversarial > 0
-    optimisers = {"optimiser": optimiser} | ({"critic_optimiser": adam(config, tell)} if adversarial else {})
+    optimisers = {"optimiser": adam(config, paint)} | ({"critic_optimiser": adam(config, tell)} if adversarial else {})
     pools = Pools(config.synthesis.pool, config.seed, run.runtime.micro_batches, run.device)
     wrapped_paint = distributed.wrap(paint)
     wrapped_tell = distributed.wrap(tell) if adversarial else None
 
     def advance(parts: list[tuple[int, Part, float]], step: int) -> dict[str, Tensor]:
-        optimiser.zero_grad(set_to_none=True)
-        made = []
+        for each in optimisers.values():
+            each.zero_grad(set_to_none=True)
         for number, part, weight in parts:
             with run.autocast():
                 terms, fakes = wrapped_paint(part.values)
             (sum(terms.values()) * weight).backward()
-            made.append((number, part, weight, fakes))
-        run.watch(step, terms, paint.parameters())
-        optimiser.step()
-        if not adversarial:
-            return terms
-        optimisers["critic_optimiser"].zero_grad(set_to_none=True)
-        for number, part, weight, fakes in made:
-            real = part.values["shadow"], part.values["lit"]
-            with run.autocast():
-                told = wrapped_tell(real, pools.query(number, fakes) if weight else fakes)
-            (sum(told.values()) * weight).backward()
-        run.watch(step, told, tell.parameters())
-        optimisers["critic_optimiser"].step()
-        return terms | told
+            if adversarial:
+                # The discriminators see fakes from before the generator's step, so both gradients can be taken first.
+                real = part.values["shadow"], part.values["lit"]
+                with run.autocast():
+                    told = wrapped_tell(real, pools.query(number, fakes) if weight else fakes)
+                (sum(told.values()) * weight).backward()
+                terms |= told
+        run.watch(step, terms, [p for module in (paint, tell) for p in module.parameters()])
+        for each in optimisers.values():
+            each.step()
+        return terms
 
     def after(epoch: int, epochs: int) -> None:
         if distributed.is_main() and ((epoch - 1) % PICTURES == 0 or epoch == epochs):
