@@ -1,6 +1,7 @@
 """What an outsider calls: convert a network, merge what it has learned, pack what it has kept."""
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 from common.errors import InputError
@@ -85,8 +86,7 @@ def merge(model: nn.Module, fold: bool = True) -> nn.Module:
     network that branches on its data cannot be traced: its norms stay, with a warning. The model is put into eval mode.
     """
     model.eval()
-    for name, layer in winograd_layers(model).items():
-        model.set_submodule(name, layer.merged())
+    _replace(model, WinogradConv3d.merged)
     if fold:
         modules = dict(model.named_modules())
         for layer, norm in _followed_by_norm(model):
@@ -100,12 +100,24 @@ def pack(model: nn.Module) -> nn.Module:
 
     Errors: InputError for a mask that empties a layer.
     """
+    _replace(model, packed)
+    return model.eval()
+
+
+def _replace(model: nn.Module, make: Callable[[WinogradConv3d], nn.Module]) -> None:
+    """Put make(layer) in the place of every Winograd layer; one that stands at several places stays shared.
+
+    Errors: InputError naming the layer, with the model as it was.
+    """
+    made = {}
     for name, layer in winograd_layers(model).items():
         try:
-            model.set_submodule(name, packed(layer))
+            made[layer] = make(layer)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-    return model.eval()
+    places = {name: module for name, module in model.named_modules(remove_duplicate=False) if module in made}
+    for name, layer in places.items():
+        model.set_submodule(name, made[layer])
 
 
 @torch.no_grad()

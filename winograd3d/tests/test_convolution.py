@@ -124,7 +124,7 @@ def test_a_small_rank_is_the_best_approximation():
 
 
 def test_directions_beyond_rank_27_can_move():
-    layer = layer_of("factor", rank=30)
+    layer = WinogradConv3d(torch.randn(5, 6, 3, 3, 3), None, (1, 1, 1), mode="factor", rank=30)
     (layer.unmasked_weight() * torch.randn(5, 6, 64)).sum().backward()
     assert layer.P.grad[:, 27:].abs().min() > 0
 
@@ -350,12 +350,16 @@ def test_a_factorised_network_is_left_as_it_is():
 def test_a_layer_used_twice_stays_one():
     conv = nn.Conv3d(8, 8, 3, padding=1)
     network = nn.Sequential(conv, nn.BatchNorm3d(8), conv).eval()
+    network[1].running_var.fill_(0.3)
     x = torch.randn(1, 8, 4, 4, 4)
     expected = network(x)
     assert convert(network).converted == ["0", "2"]
     assert network[0] is network[2]
     merge(network)
+    assert network[0] is network[2] and network[0].mode == "vanilla"
     assert torch.allclose(network(x), expected, atol=1e-4), "a norm that follows one of two uses must not be folded"
+    pack(network)
+    assert network[0] is network[2] and torch.allclose(network(x), expected, atol=1e-4)
 
 
 def test_a_network_that_cannot_be_traced_keeps_its_norms():
