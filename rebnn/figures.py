@@ -141,8 +141,8 @@ def _draw_layers(layers: list[str], curves: dict[str, tuple[list[dict], list[lis
             axes.plot([line["epoch"] for line in lines], [value[position] for value in values], label=label, marker=".")
         axes.set_title(f"binary layer {position + 1}: {layers[position]}", fontsize=9)
         axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)  # shared, and only now that every panel has its curves
     panels[0].set_ylabel("share of signs that change")
     panels[-1].legend(fontsize=7)
     figure.savefig(path)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from winograd3d.convolution import WinogradConv3d
 from winograd3d.method import column_mask, positions
 
-SIDE, GAP = 12, 6  # pixels of a position and between planes
+SIDE, GAP = 24, 8  # pixels of a position and between planes
 DARK, LIGHT, PAPER = 0.16, 0.86, 1.0
 
 
