@@ -91,6 +91,8 @@ class Model:
     """larger dilations are cut to it, for pictures below 65 pixels (ours)"""
     output: Literal["leaky", "linear"] = "leaky"
     """activation of the last layers (section 9)"""
+    start: Literal["kaiming", "identity"] = "kaiming"
+    """initial weights: the paper's, or last layers that return the input until they are trained (ours)"""
 
 
 @dataclass(frozen=True)

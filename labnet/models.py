@@ -75,7 +75,8 @@ class LABNet(nn.Module):
     channels: width c, 32 in the paper. branches `one`: a single branch predicts all channels (ablation). lsa False
     leaves the attention out. output `linear`: no LeakyReLU on the last layers. lsa_size: largest side of the
     attention's grid. ring `grid`: the mask is dilated on that grid instead of at full size. chunked: see
-    method.attend.
+    method.attend. start `identity`: untrained, the network returns its input (ours; exact for values of at least 0
+    or linear outputs), so a short training need not learn first to copy what is lit.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class LABNet(nn.Module):
         lsa_size: int = 256,
         ring: Literal["full", "grid"] = "full",
         chunked: bool = False,
+        start: Literal["kaiming", "identity"] = "kaiming",
     ):
         super().__init__()
         if channels % 2:
@@ -118,6 +120,10 @@ class LABNet(nn.Module):
                 setattr(self, f"basicblock{2 * (stage - 1) + number}", block(c, cout, last and stage == 4))
         self.convfinal = ConvLayer(3, 3, 3, linear=last)
         initialise(self)
+        if start == "identity":
+            nn.init.dirac_(self.convfinal.conv2d.weight)
+            for number, _ in zip((7, 8), sides):
+                nn.init.zeros_(getattr(self, f"basicblock{number}").conv42.conv2d.weight)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the attention's grid for a picture."""

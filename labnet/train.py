@@ -61,6 +61,7 @@ def build(config: Config) -> LABNet:
         lsa_size=m.lsa_size,
         ring=m.ring,
         chunked=m.chunked,
+        start=m.start,
     )
 
 

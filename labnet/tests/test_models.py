@@ -77,6 +77,7 @@ ABLATIONS = [
     {"output": "linear"},
     {"ring": "grid", "lsa_size": 12},
     {"chunked": True},
+    {"start": "identity"},
 ]
 
 
@@ -88,6 +89,15 @@ def test_ablations_train(options):
     y = network(x, mask)
     y.square().sum().backward()
     assert y.shape == x.shape and all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("branches", ["one", "two"])
+def test_the_identity_start_returns_its_input(branches):
+    x, mask = torch.rand(2, 3, 24, 20), torch.zeros(2, 1, 24, 20)
+    mask[..., 6:14, 5:12] = 1
+    assert torch.allclose(LABNet(4, reach=8, branches=branches, start="identity")(x, mask), x, atol=1e-6)
+    linear = LABNet(4, reach=8, branches=branches, start="identity", output="linear")
+    assert torch.allclose(linear(x - 0.5, mask), x - 0.5, atol=1e-6)
 
 
 def test_chunks_and_the_fused_form_are_one_function():
