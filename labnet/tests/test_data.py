@@ -5,6 +5,7 @@ from pathlib import Path
 from common import config
 from common.errors import InputError
 from common.images import write_image
+from common.shadow.sources import Sample, SyntheticTriplets, embedded
 from common.testing import python
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labnet import data, restore, train, transforms
+from labnet import data, restore, train, transforms, why_lab
 from labnet.config import Config, Data, Model
 
 PROJECT = Path(train.__file__).parent
@@ -173,3 +174,18 @@ def test_a_missing_partner_is_named(tmp_path):
     (root / "train_B" / "1.png").unlink()
     with pytest.raises(InputError, match=r"without partner: 1"):
         data.load(small("--data.name=triplets", f"--data.root={root}"))
+
+
+def test_the_true_luminance_repairs_most_of_a_shadow():
+    """Section 1: a true L leaves less than half of the error, the best true RGB channel most of it."""
+    found = why_lab.shares(SyntheticTriplets(embedded("train") | embedded("test"), 96, 40))
+    assert found["true L"] < 0.55 * found["input"] < 0.8 * min(found[f"true {name}"] for name in "RGB")
+    assert found["dL"] > 2 * max(found["da"], found["db"])
+
+
+def test_a_channel_that_is_replaced_is_the_lit_one():
+    free = picture(3, 40, 40)
+    mask = np.full((40, 40), 255, np.uint8)
+    found = why_lab.of_one(Sample(free // [2, 1, 1], mask, free))
+    assert found["true R"] < 1e-9 < found["true G"] == found["input"] == found["true B"]
+    assert why_lab.of_one(Sample(free, mask, free))["true L"] < 1e-3
