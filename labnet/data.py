@@ -102,11 +102,11 @@ class TrainingSet:
         items = [self.item(number, epoch) for number in index.tolist()]
         shadow, free, mask, filled = (np.stack(arrays) for arrays in zip(*items))
         corner = torch.from_numpy(filled)[:, None]
-        fill = transforms.neutral(self.model) if self.data.fill == "ignored" else torch.zeros(3, 1, 1)
-        values = {
-            name: torch.where(corner, fill, transforms.to_network(pictures, self.model))
-            for name, pictures in (("input", shadow), ("target", free))
-        }
+        values = {"input": transforms.to_network(shadow, self.model), "target": transforms.to_network(free, self.model)}
+        for pictures in values.values():
+            pictures.masked_fill_(corner, 0)
+            if self.data.fill == "ignored":
+                pictures += transforms.neutral(self.model) * corner
         values["mask"] = torch.from_numpy(mask)[:, None].float()
         if self.data.fill == "ignored":
             values["counted"] = ~corner
@@ -124,7 +124,9 @@ class TrainingSet:
         levels = sample.mask.reshape(-1)[places]
         mask = ((levels > data.train_threshold * 255) & ~filled).astype(np.uint8)
         if data.interpolation == "nearest":
-            pictures = [picture.reshape(-1, 3)[places] for picture in (sample.shadow, sample.free)]
+            # Wrapping reads -1 as the last pixel, as indexing does, and copies whole pixels.
+            take = lambda picture: np.take(picture.reshape(-1, 3), places, axis=0, mode="wrap")
+            pictures = [take(picture) for picture in (sample.shadow, sample.free)]
         else:
             options = draws, data.crop, data.turned, data.interpolation
             pictures = [transforms.step_by_step(picture, *options) for picture in (sample.shadow, sample.free)]

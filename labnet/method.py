@@ -54,7 +54,8 @@ def regions(mask: Tensor, dilated: Tensor, grid: tuple[int, int]) -> Regions:
 
     Counts pixels, so it is called where masks lie on the CPU: once a batch in the data path, never inside a step.
     """
-    small, grown = (F.interpolate(m, grid, mode="nearest").flatten(1) > 0.5 for m in (mask, dilated))
+    sampled = (m if m.shape[-2:] == grid else F.interpolate(m, grid, mode="nearest") for m in (mask, dilated))
+    small, grown = (m.flatten(1) > 0.5 for m in sampled)
     pixels = small.shape[1]
     shadow = _positions(small, pixels)
     around = grown & ~small

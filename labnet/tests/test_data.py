@@ -90,7 +90,7 @@ def test_a_batch_holds_what_a_step_reads():
     network = train.build(conf)
     prepared = data.TrainingSet(training, conf, network)
     values = prepared.fetch(torch.tensor([0, 3]), 1)
-    assert values["input"].shape == values["target"].shape == (2, 3, 64, 64) and values["mask"].shape == (2, 1, 64, 64)
+    assert values["input"].shape == values["target"].shape == (2, 3, 48, 48) and values["mask"].shape == (2, 1, 48, 48)
     again = prepared.fetch(torch.tensor([3]), 1)
     assert torch.equal(values["input"][1], again["input"][0]) and set(values["mask"].unique().tolist()) <= {0, 1}
     mask = values["mask"]
