@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqss.items import lab_image
-from hqss.method import denormalise, normalise, remove, test_region
+from hqss.method import denormalise, normalise, remove, test_region, training_region
 from hqss.models import MULTIPLE, SMALLEST
 
 
@@ -45,6 +45,20 @@ def restore(
     result = result[..., : rgb.shape[0], : rgb.shape[1]]
     bright = (lab_to_rgb(denormalise(result.float()))[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
     return np.where(levels[..., None] > 0, bright, rgb)
+
+
+def regions(rgb: np.ndarray, shadow: np.ndarray, lit: np.ndarray) -> dict[str, Tensor]:
+    """What stage 1 sees of a photograph uint8 [H, W, 3] and mask levels [H, W] of its shadow and of a lit region.
+
+    Images [1, 3, H, W] and masks [1, 1, H, W] as in training; the lit region loses what lies in the shadow. Up to 3
+    pixels at the right and bottom are cut off, to multiples of 4.
+    """
+    height, width = (side - side % MULTIPLE for side in rgb.shape[:2])
+    image = torch.from_numpy(rgb[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
+    masks = [torch.from_numpy(x[:height, :width] > 127.5).float()[None, None] for x in (shadow, lit)]
+    masks[1] = masks[1] * (1 - masks[0])
+    found = {"image": normalise(rgb_to_lab(image)), "shadow_mask": masks[0], "lit_mask": masks[1]}
+    return found | {name: training_region(image, mask) for name, mask in zip(("shadow", "lit"), masks)}
 
 
 def check(rgb: np.ndarray, levels: np.ndarray) -> None:

@@ -131,10 +131,11 @@ class Synthesis(NamedTuple):
 
 
 def synthesise(encoder: Network, generator: Network, shadow: Tensor, lit: Tensor) -> Synthesis:
-    """Self- and inter-reconstruction: one call of E and one of G, batched over what they are asked for."""
-    features = encoder(torch.cat([shadow, lit]))
+    """Self- and inter-reconstruction: one call of E, and one of G that gives both features to both regions."""
+    regions = torch.cat([shadow, lit])
+    features = encoder(regions)
     z_s, z_n = features.chunk(2)
-    images = generator(torch.cat([features, z_s, z_n]), torch.cat([shadow, lit, lit, shadow]))
+    images = generator(features, regions, crossed=True)
     return Synthesis(z_s, z_n, *images.chunk(4))
 
 

@@ -10,6 +10,7 @@ from common.weights import fit_weights, read_weights
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 MULTIPLE = 4  # two halvings, and the skip connection needs the size back
 SMALLEST = 8  # a quarter of it must still be mirrored by one pixel
@@ -72,8 +73,8 @@ class _Painter(nn.Module):
         self.conv15_b = nn.Sequential(*_ends(last, 3))
 
     def paint(self, x: Tensor, image: Tensor) -> Tensor:
-        """x: the input [N, inputs, H, W]; image: what the residual is added to [N, 3, H, W]."""
-        x = self.downconv3_b(self.downconv2_b(self.conv1_b(x)))
+        """x: what the first layer gives [N, width, H, W]; image: what the residual is added to [N, 3, H, W]."""
+        x = self.downconv3_b(self.downconv2_b(x))
         for name in self.blocks:
             x = getattr(self, name)(x)
         return torch.tanh(self.conv15_b(self.upconv14_b(self.upconv13_b(x))) + image)
@@ -85,8 +86,22 @@ class Generator(_Painter):
     def __init__(self, channels: int = 16, width: int = 128):
         super().__init__(channels + 3, (width, width, width), width // 2, (4, 5, 9, 10, 11, 12))
 
-    def forward(self, feature: Tensor, image: Tensor) -> Tensor:
-        return self.paint(torch.cat([feature, image], 1), image)
+    def forward(self, feature: Tensor, image: Tensor, crossed: bool = False) -> Tensor:
+        """crossed: features and images come in two halves; each feature with its own image, then with the other half's.
+
+        The first convolution, four tenths of the network's arithmetic, is linear: each half goes through it once.
+        """
+        if not crossed:
+            return self.paint(self.conv1_b(torch.cat([feature, image], 1)), image)
+        pad, convolution, *rest = self.conv1_b
+        of_feature, of_image = convolution.weight.split([feature.shape[1], image.shape[1]], 1)
+        one = functional.conv2d(pad(feature), of_feature, convolution.bias)
+        two = functional.conv2d(pad(image), of_image)
+        other = lambda x: torch.cat(x.chunk(2)[::-1])
+        x = torch.cat([one + two, one + other(two)])  # [4N, width, H, W]
+        for layer in rest:
+            x = layer(x)
+        return self.paint(x, torch.cat([image, other(image)]))
 
 
 class Remover(_Painter):
@@ -96,7 +111,7 @@ class Remover(_Painter):
         super().__init__(3, (width, 2 * width, 4 * width), width, tuple(range(4, 13)))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.paint(image, image)
+        return self.paint(self.conv1_b(image), image)
 
 
 class Refiner(_Painter):
@@ -106,7 +121,7 @@ class Refiner(_Painter):
         super().__init__(4, (width, 2 * width, 4 * width), width, tuple(range(4, 13)))
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return self.paint(torch.cat([image, mask], 1), image)
+        return self.paint(self.conv1_b(torch.cat([image, mask], 1)), image)
 
 
 class Discriminator(nn.Module):

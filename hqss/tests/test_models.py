@@ -96,7 +96,7 @@ def test_shipped_weights_carry_their_width(tmp_path):
     networks = {"coarse": models.Remover(4), "refine": models.Refiner(4)}
     tensors = {f"{name}.{k}": v.half() for name, n in networks.items() for k, v in n.state_dict().items()}
     save_file(tensors, tmp_path / "w.safetensors")
-    coarse, refine = weights.removers([str(tmp_path / "w.safetensors")])
+    coarse, refine, _ = weights.removers([str(tmp_path / "w.safetensors")])
     for key, value in networks["coarse"].state_dict().items():
         assert torch.equal(coarse.state_dict()[key], value.half().float()), key
     assert refine.conv1_b[1].weight.shape[:2] == (4, 4)
@@ -106,7 +106,7 @@ def test_the_releases_files_and_hostile_ones(tmp_path):
     for name, network in (("1", models.Remover()), ("2", models.Refiner())):
         torch.save(network.state_dict(), tmp_path / f"seed628ep150_netG_{name}_150.pth")
     files = sorted(map(str, tmp_path.glob("*.pth")))
-    assert weights.removers(files)[1].conv1_b[1].weight.shape == (64, 4, 7, 7)
+    assert weights.removers(files).refine.conv1_b[1].weight.shape == (64, 4, 7, 7)
     with pytest.raises(CheckpointError):
         weights.removers(files[::-1])
     canary = tmp_path / "canary"

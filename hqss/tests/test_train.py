@@ -184,6 +184,17 @@ def test_predict_with_and_without_a_mask(tmp_path, straight):
         (path,) = predict.main([str(tmp_path / "in"), *given, *weights])
         assert np.array_equal(read_image(path)[mask == 0], photograph[mask == 0])
     assert predict.main([str(tmp_path / "in" / "a.png"), *weights])
+    painted = [str(tmp_path / "in" / "a.png"), "--mask", str(tmp_path / "masks" / "a.png"), "--synthesis"]
+    painters = ["--weights", str(straight / "synthesis" / "last.pt"), *weights[2:]]
+    (path,) = predict.main([*painted, *painters])
+    row = read_image(path)
+    assert row.shape == (28, 8 * 40, 3)  # eight pictures of the photograph cut to multiples of 4
+    assert np.abs(row[:, :40].astype(int) - photograph[:28, :40]).max() <= 1
+    copied = np.abs(row[:, 280:].astype(int) - photograph[:28, :40]).max(2) <= 1
+    lit = (mask[:, ::-1] > mask)[:28, :40]
+    assert copied[~lit].all() and not copied[lit].all()  # the shadow is pasted in the mirrored mask
+    with pytest.raises(InputError, match="other masks"):  # a lit region inside the shadow is none
+        predict.main([*painted, "--lit", str(tmp_path / "masks" / "a.png"), *painters])
     write_image(tmp_path / "in" / "b.png", photograph)
     with pytest.raises(InputError, match="b"):
         predict.main([str(tmp_path / "in"), "--mask", str(tmp_path / "masks"), *weights])
