@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from common import checkpoint, config, testing
-from common.errors import InputError
+from common.errors import CheckpointError, InputError
 from common.images import read_image, write_image
 from common.testing import assert_same, log, state
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hqss import eval, predict, train, video
+from hqss import eval, predict, train, video, weights
 from hqss.config import Config
 from hqss.tests.test_data import istd
 
@@ -74,15 +74,13 @@ def test_smoke(tmp_path):
 @pytest.mark.parametrize(("stage", "step"), [("synthesis", 1), ("synthesis", 5), ("synthesis", 7), ("removal", 5)])
 def test_killed_and_resumed_is_bit_for_bit_the_straight_run(tmp_path, straight, stage, step):
     if stage == "removal":  # both stages number their steps alike
-        train.main([*arguments(tmp_path / "killed"), "--stage", "synthesis"])
-    words = arguments(tmp_path / "killed", run__save_every=2)
-    killed = interrupted([*words, *(["--stage", "removal"] if stage == "removal" else [])], 9, step)
+        train.main([*arguments(tmp_path), "--stage", "synthesis"])
+    words = [*arguments(tmp_path, run__save_every=2), "--stage", stage]
+    killed = interrupted(words, 9, step)
     assert killed.returncode == -9, killed.stderr
-    done = command(["train.py", *words, "--resume", "auto"])
-    assert done.returncode == 0, done.stderr
-    for name in train.STAGES:
-        assert_same(state(straight / name), state(tmp_path / "killed" / name))
-        assert log(straight / name) == log(tmp_path / "killed" / name)
+    train.main([*words, "--resume", "auto"])
+    assert_same(state(straight / stage), state(tmp_path / stage))
+    assert log(straight / stage) == log(tmp_path / stage)
 
 
 def test_sigterm_finishes_the_step_and_saves(tmp_path):
@@ -179,13 +177,13 @@ def test_predict_with_and_without_a_mask(tmp_path, straight):
     mask[5:20, 5:20] = 255
     write_image(tmp_path / "in" / "a.png", photograph)
     write_image(tmp_path / "masks" / "a.png", mask)
-    weights = ["--weights", str(straight / "removal" / "last.pt"), "--out", str(tmp_path / "out")]
+    removers = ["--weights", str(straight / "removal" / "last.pt"), "--out", str(tmp_path / "out")]
     for given in (["--mask", str(tmp_path / "masks" / "a.png")], ["--mask", str(tmp_path / "masks")]):
-        (path,) = predict.main([str(tmp_path / "in"), *given, *weights])
+        (path,) = predict.main([str(tmp_path / "in"), *given, *removers])
         assert np.array_equal(read_image(path)[mask == 0], photograph[mask == 0])
-    assert predict.main([str(tmp_path / "in" / "a.png"), *weights])
+    assert predict.main([str(tmp_path / "in" / "a.png"), *removers])
     painted = [str(tmp_path / "in" / "a.png"), "--mask", str(tmp_path / "masks" / "a.png"), "--synthesis"]
-    painters = ["--weights", str(straight / "synthesis" / "last.pt"), *weights[2:]]
+    painters = ["--weights", str(straight / "synthesis" / "last.pt"), *removers[2:]]
     (path,) = predict.main([*painted, *painters])
     row = read_image(path)
     assert row.shape == (28, 8 * 40, 3)  # eight pictures of the photograph cut to multiples of 4
@@ -197,7 +195,24 @@ def test_predict_with_and_without_a_mask(tmp_path, straight):
         predict.main([*painted, "--lit", str(tmp_path / "masks" / "a.png"), *painters])
     write_image(tmp_path / "in" / "b.png", photograph)
     with pytest.raises(InputError, match="b"):
-        predict.main([str(tmp_path / "in"), "--mask", str(tmp_path / "masks"), *weights])
+        predict.main([str(tmp_path / "in"), "--mask", str(tmp_path / "masks"), *removers])
+
+
+def test_a_run_is_packed_in_half_precision_with_how_it_joins(tmp_path, straight):
+    plain = str(weights.main([str(straight / "removal" / "last.pt"), str(tmp_path / "plain.safetensors")]))
+    coarse, _, clear = weights.removers([plain])
+    assert not clear
+    stored = state(straight / "removal")["state"]["coarse"]
+    assert_same({name: value.half().float() for name, value in stored.items()}, dict(coarse.state_dict()))
+    encoder, generator = weights.painters([plain])
+    stored = state(straight / "synthesis")["state"]
+    assert torch.equal(encoder.conv1_b[1].bias, stored["encoder"]["conv1_b.1.bias"].half().float())
+    assert generator.conv1_b[1].weight.shape == stored["generator"]["conv1_b.1.weight"].shape
+    run = train.main(arguments(tmp_path / "run", removal__clear=True, removal__pairs="gain", optim__removal_epochs=1))
+    packed = weights.main([str(run / "removal" / "last.pt"), str(tmp_path / "clear.safetensors")])
+    assert weights.removers([str(packed)]).clear
+    with pytest.raises(CheckpointError, match="encoder"):
+        weights.painters([str(packed)])
 
 
 def test_a_moving_shadow_is_judged_against_the_brightest_frame(tmp_path):
