@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 FOLDERS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp")
+PAIRED = ("aligned", "photos_paired")
 PARTNER, FIRST_CROP, SECOND_CROP = 64, 65, 68  # slots; a crop takes three
 Preprocess = Literal["resize_and_crop", "scale_width", "none"]
 
@@ -174,7 +175,7 @@ def load(settings: Domains, seed: int) -> tuple[TwoDomains, TwoDomains]:
     for train in (True, False):
         source = _embedded if settings.name.startswith("photos") else _on_disk
         counts, read, sha = source(settings, train)
-        sets.append(TwoDomains(settings, counts, read, settings.name in ("aligned", "photos_paired"), train, seed, sha))
+        sets.append(TwoDomains(settings, counts, read, settings.name in PAIRED, train, seed, sha))
     if len(sets[0]) < settings.batch_size:
         raise InputError(
             f"the training set has {len(sets[0])} images, fewer than data.batch_size {settings.batch_size}"

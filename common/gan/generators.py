@@ -96,6 +96,13 @@ class ResnetGenerator(nn.Module):
         return self.model(x)
 
 
+class PlainResnetGenerator(ResnetGenerator):
+    """resnet_9blocks: full 3x3 convolutions in the blocks."""
+
+    def __init__(self, width: int = 64, norm: str = "instance", **options):
+        super().__init__(width, norm, separable=False, **options)
+
+
 class UnetBlock(nn.Module):
     """Down, whatever lies deeper, up; all but the outermost return [x, up(...)] side by side."""
 
@@ -146,7 +153,7 @@ class UnetGenerator(nn.Module):
 
 
 GENERATORS = {
-    "resnet_9blocks": functools.partial(ResnetGenerator, separable=False),
+    "resnet_9blocks": PlainResnetGenerator,
     "mobile_resnet_9blocks": ResnetGenerator,
     "unet_256": UnetGenerator,
 }

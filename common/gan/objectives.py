@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from common.errors import InputError
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +37,11 @@ def _loss(mode: str, logits: Tensor, sign: int) -> Tensor:
     if mode == "wgangp":
         return -sign * logits.mean()
     raise InputError(f"adversarial objective {mode}: not one of {', '.join(MODES)}")
+
+
+def full(x: Tensor) -> Tensor:
+    """The tensor in single precision at least: losses are never computed in less."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager

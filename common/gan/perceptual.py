@@ -24,7 +24,7 @@ class VGGFeatures(nn.Module):
         layers, before = [], 3
         for channels in CHANNELS:
             if channels:
-                layers += [nn.Conv2d(before, channels // divide, 3, padding=1), nn.ReLU()]
+                layers += [nn.Conv2d(before, channels // divide, 3, padding=1), nn.ReLU(inplace=True)]
                 before = channels // divide
             else:
                 layers.append(nn.MaxPool2d(2))
@@ -68,10 +68,35 @@ def vgg16(path: str | PathLike | None = None) -> VGGFeatures:
     return network
 
 
+def random_vgg(divide: int = 8, seed: int = 0) -> VGGFeatures:
+    """VGG-16 of a fraction of its width with fixed random weights N(0, 2 / fan-in), where there are no trained ones."""
+    network, generator = VGGFeatures(divide), torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if name.endswith("weight"):
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+        else:
+            value.zero_()
+    return network
+
+
+class SelfProduct(torch.autograd.Function):
+    """F Fᵀ of [B, C, N] with a backward of one product, (G + Gᵀ) F, where autograd would take two."""
+
+    @staticmethod
+    def forward(ctx, flat: Tensor) -> Tensor:
+        ctx.save_for_backward(flat)
+        return flat @ flat.mT
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (flat,) = ctx.saved_tensors
+        return (grad + grad.mT) @ flat
+
+
 def gram(features: Tensor) -> Tensor:
     """F Fᵀ / (C·H·W) of each image: [B, C, H, W] -> [B, C, C]."""
     flat = features.flatten(2)
-    return flat @ flat.mT / flat[0].numel()
+    return SelfProduct.apply(flat) / flat[0].numel()
 
 
 def style_loss(features: list[Tensor], target: list[Tensor]) -> Tensor:

@@ -35,3 +35,42 @@ def blocks(constant: int, decay: int, interval: int, student_share: int) -> Iter
     for epoch in range(1, epochs + 1):
         if epoch % interval == 0 or epoch == epochs:
             yield Block(epoch, student_share * interval, 1 - max(0, epoch - constant) / (decay + 1))
+
+
+class Epoch(NamedTuple):
+    """One pass over the training set: who is trained, the kind's own number (from 1), rate factor, whether judged."""
+
+    kind: str
+    number: int
+    factor: float
+    judged: bool
+
+
+def plan(model: str, optim, interval: int, part: str = "all") -> list[Epoch]:
+    """All epochs of a run in their order.
+
+    model: cyclegan (blocks of teacher epochs, then student epochs) or pix2pix (teacher and student in each epoch, kind
+    `both`). optim: `common.gan.settings.Optim`. interval: epochs between evaluations, and the length of a block. part:
+    `all`, or only the epochs of `teacher` or of `student`.
+    """
+    total = optim.epochs + optim.decay_epochs
+
+    def factor(epoch: int) -> float:
+        if optim.policy == "step":
+            return step_factor(epoch - 1, optim.step_epochs)
+        return linear_factor(epoch - 1, optim.epochs, optim.decay_epochs)
+
+    ends = lambda number, last: number % interval == 0 or number == last
+    if model == "pix2pix":
+        kind = "both" if part == "all" else part
+        return [Epoch(kind, e, factor(e), ends(e, total)) for e in range(1, total + 1)]
+    teachers = {e: Epoch("teacher", e, factor(e), ends(e, total)) for e in range(1, total + 1)}
+    epochs, before, students = [], 0, 0
+    for block in blocks(optim.epochs, optim.decay_epochs, interval, optim.student_share):
+        epochs += [teachers[e] for e in range(before + 1, block.teacher_epoch + 1)]
+        rate = block.factor if optim.policy == "linear" else factor(block.teacher_epoch)
+        for number in range(1, block.student_epochs + 1):
+            students += 1
+            epochs.append(Epoch("student", students, rate, ends(number, block.student_epochs)))
+        before = block.teacher_epoch
+    return [epoch for epoch in epochs if part in ("all", epoch.kind)]

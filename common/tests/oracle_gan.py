@@ -13,6 +13,8 @@ from common.gan.inception import FIDInception
 from common.gan.perceptual import VGGFeatures, feature_loss, gram, style_loss
 from common.gan.pool import ImagePool
 from common.gan.schedule import blocks, linear_factor, step_factor
+from common.gan.settings import Optim, Teaching
+from common.gan.teachers import CycleTeacher, PairTeacher
 
 import numpy as np
 import torch
@@ -279,6 +281,58 @@ def check_inception_fid(arrays: Arrays) -> None:
     near(last, arrays["out_feat2048"], **tolerance, what="features")
 
 
+def stepped(arrays: Arrays, names: list[str]) -> dict[str, nn.Module]:
+    """Generators and discriminators of a file of steps, their sizes read off their weights."""
+    networks = {}
+    for name in names:
+        first = next(v for k, v in arrays.items() if k.startswith(f"param_{name}.") and v.ndim == 4)
+        if name.startswith("G"):
+            network = ResnetGenerator(len(first))
+        else:
+            layers = sum(k.startswith(f"param_{name}.") and v.ndim == 4 for k, v in arrays.items()) - 2
+            network = PatchDiscriminator(first.shape[1], len(first), layers=layers)
+        networks[name] = with_weights(network, arrays, f"param_{name}.")
+    return networks
+
+
+def compare_stepped(arrays: Arrays, networks: dict[str, nn.Module]) -> None:
+    for name, network in networks.items():
+        for key, value in network.state_dict().items():
+            near(value, arrays[f"out_{name}.{key}"], what=f"{name}.{key}")
+
+
+def check_cyclegan_teacher_steps(arrays: Arrays) -> None:
+    networks = stepped(arrays, ["G_A", "G_B", "D_A", "D_B"])
+    weights = (float(arrays[f"hp_lambda_{name}"]) for name in ("A", "B", "identity"))
+    teaching = Teaching("lsgan", *weights, pool_size=int(arrays["hp_pool_size"]))
+    rng = random.Random(int(arrays["hp_python_random_seed"]))
+    optim = Optim(float(arrays["hp_lr"]), float(arrays["hp_beta1"]))
+    teacher = CycleTeacher(networks, teaching, optim, rng=rng)
+    for a, b, row in zip(arrays["in_A"], arrays["in_B"], arrays["out_losses"]):
+        batch = torch.from_numpy(a).double(), torch.from_numpy(b).double(), None, 1.0
+        terms = teacher.step([batch], lambda *_: None)
+        names = ("G_A", "G_B", "cycle_A", "cycle_B", "identity_A", "identity_B")
+        total = sum(terms[name] for name in names)
+        near(torch.stack([*(terms[name] for name in names), total, terms["D_A"], terms["D_B"]]), row, what="losses")
+    compare_stepped(arrays, networks)
+
+
+def check_pix2pix_teacher_steps(arrays: Arrays) -> None:
+    networks = stepped(arrays, ["G_T", "D"])
+    mode = "vanilla" if int(arrays["hp_gan_mode_hinge0_vanilla1"]) else "hinge"
+    weights = (float(arrays[f"hp_lambda_{name}"]) for name in ("gan", "recon"))
+    teaching = Teaching(mode, **dict(zip(("adversarial", "reconstruction"), weights)))
+    optim = Optim(float(arrays["hp_lr"]), float(arrays["hp_beta1"]))
+    teacher = PairTeacher({"G": networks["G_T"], "D": networks["D"]}, teaching, optim)
+    for a, b, row in zip(arrays["in_A"], arrays["in_B"], arrays["out_losses"]):
+        a, b = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+        terms = teacher.step([(a, b, None, 1.0)], [networks["G_T"](a)], lambda *_: None)
+        names = ("D_fake", "D_real", "D", "G_gan", "G_reconstruction")
+        found = [*(terms[name] for name in names), terms["G_gan"] + terms["G_reconstruction"]]
+        near(torch.stack(found), row, what="losses")
+    compare_stepped(arrays, networks)
+
+
 CHECKS = {
     "gan_loss": check_gan_loss,
     "generator": check_generator,
@@ -291,4 +345,6 @@ CHECKS = {
     "transforms": check_transforms,
     "counts_256": check_counts_256,
     "inception_fid": check_inception_fid,
+    "cyclegan_teacher_steps": check_cyclegan_teacher_steps,
+    "pix2pix_teacher_steps": check_pix2pix_teacher_steps,
 }

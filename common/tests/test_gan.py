@@ -5,10 +5,12 @@ from pathlib import Path
 
 from common import gan
 from common.errors import InputError
-from common.gan import data, evaluation, translate
+from common.gan import data, evaluation, objectives, perceptual, schedule, teachers, translate
 from common.gan.data import Domains
+from common.gan.judge import Judge, draw_samples, pairs, targets, turned
 from common.gan.pool import ImagePool
-from common.images import write_image
+from common.gan.settings import Judging, Networks, Optim, Teaching
+from common.images import read_image, write_image
 from common.labelled import batches, epoch_order
 
 import numpy as np
@@ -249,3 +251,119 @@ def test_latency_has_a_row_for_each_variant():
         ("contiguous", 1), ("channels_last", 1), ("contiguous", 2), ("channels_last", 2)
     ]  # fmt: skip
     assert all(row["median"] > 0 and row["iqr"] >= 0 for row in rows) and torch.get_num_threads() == before
+
+
+def test_a_plan_is_the_blocks_one_after_another():
+    optim = Optim(epochs=3, decay_epochs=1, student_share=2)
+    found = schedule.plan("cyclegan", optim, 3)
+    assert [epoch.kind for epoch in found] == ["teacher"] * 3 + ["student"] * 6 + ["teacher"] + ["student"] * 6
+    students = [epoch for epoch in found if epoch.kind == "student"]
+    assert [epoch.number for epoch in students] == list(range(1, 13))
+    assert [epoch.factor for epoch in students] == [1.0] * 6 + [0.5] * 6
+    assert [epoch.number for epoch in students if epoch.judged] == [3, 6, 9, 12]
+    assert [epoch.number for epoch in found if epoch.kind == "teacher" and epoch.judged] == [3, 4]
+    assert schedule.plan("cyclegan", optim, 3, "student") == students
+    pairs_plan = schedule.plan("pix2pix", optim, 3)
+    assert [(e.kind, e.factor, e.judged) for e in pairs_plan] == [
+        ("both", 1.0, False), ("both", 1.0, False), ("both", 1.0, True), ("both", 0.5, True)
+    ]  # fmt: skip
+    assert {epoch.kind for epoch in schedule.plan("pix2pix", optim, 3, "teacher")} == {"teacher"}
+    stepped = Optim(epochs=4, decay_epochs=0, policy="step", step_epochs=2, student_share=1)
+    assert [epoch.factor for epoch in schedule.plan("pix2pix", stepped, 4)] == pytest.approx([1, 1, 0.1, 0.1])
+    assert schedule.plan("cyclegan", stepped, 4)[-1].factor == pytest.approx(0.1)
+
+
+TINY = Networks(teacher_width=2, student_width=1, blocks=1, discriminator_width=2, discriminator_layers=1)
+
+
+@pytest.mark.parametrize("model", ["cyclegan", "pix2pix"])
+def test_micro_batches_add_up_to_the_batch(model):
+    """The same images in one part or two: the same terms, and weights that agree but for rounding."""
+    torch.manual_seed(0)
+    kind, (a, b) = teachers.TEACHERS[model], torch.rand(2, 4, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    first, found = kind.build(TINY), []
+    for sizes in ([4], [3, 1]):
+        networks = {name: type(n)(*arguments(name)).double() for name, n in first.items()}
+        for name, network in networks.items():
+            network.load_state_dict(first[name].state_dict())
+        teacher = kind(networks, Teaching("lsgan"), Optim())
+        batch = [(x, y, None, len(x) / 4) for x, y in zip(a.split(sizes), b.split(sizes))]
+        images = [[networks["G"](part[0]) for part in batch]] if model == "pix2pix" else []
+        terms = teacher.step(batch, *images, lambda *_: None)
+        found.append((terms, networks))
+    assert found[0][0].keys() == found[1][0].keys()
+    for name, term in found[0][0].items():
+        assert torch.allclose(term, found[1][0][name], rtol=1e-10), name
+    moved = 0
+    for name, network in found[0][1].items():
+        for key, value in network.state_dict().items():
+            if key.endswith("weight"):  # biases before a normalisation have gradients of rounding alone
+                assert torch.allclose(value, found[1][1][name].state_dict()[key], atol=1e-9), (name, key)
+                moved += not torch.equal(value, first[name].state_dict()[key].double())
+    assert moved > 10
+
+
+def arguments(name: str) -> tuple:
+    """Of a network of TINY, by its name."""
+    return (2, "instance", True, 1) if name.startswith("G") else (6 if name == "D" else 3, 2, "instance", 1)
+
+
+def test_a_check_sees_gradients_before_any_weight_moves():
+    torch.manual_seed(0)
+    networks, seen = teachers.CycleTeacher.build(TINY), []
+    teacher = teachers.CycleTeacher(networks, Teaching(), Optim())
+    before = {name: n.state_dict()[next(iter(n.state_dict()))].clone() for name, n in networks.items()}
+
+    def check(terms, parameters):
+        assert all(p.grad is not None for p in parameters)
+        seen.append({name for name, n in networks.items() if not torch.equal(next(n.parameters()), before[name])})
+
+    teacher.step([(*torch.rand(2, 1, 3, 16, 16), None, 1.0)], check)
+    assert seen == [set(), {"G_A", "G_B"}] and [len(pool.images) for pool in teacher.pools.values()] == [1, 1]
+    assert all(p.grad is None for n in networks.values() for p in n.parameters())
+
+
+def test_an_empty_share_is_not_remembered():
+    teacher = teachers.CycleTeacher(teachers.CycleTeacher.build(TINY), Teaching(), Optim())
+    teacher.step([(*torch.rand(2, 1, 3, 16, 16), None, 0.0)], lambda *_: None)
+    assert all(not pool.images for pool in teacher.pools.values())
+
+
+def test_full_precision():
+    assert objectives.full(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert objectives.full(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_random_features_are_fixed():
+    torch.manual_seed(1)
+    one = perceptual.random_vgg().state_dict()
+    torch.manual_seed(2)
+    two = perceptual.random_vgg().state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert all(value.abs().sum() > 0 for key, value in one.items() if key.endswith("weight"))
+
+
+def test_the_gram_matrix_and_its_gradient():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(perceptual.gram(x), torch.einsum("bchw,bdhw->bcd", x, x) / 60)
+    assert torch.autograd.gradcheck(perceptual.gram, x)
+
+
+def test_judging(unaligned, tmp_path):
+    settings = Domains(root=str(unaligned), test_batch_size=2, **SMALL)
+    _, test = data.load(settings, 0)
+    judge = Judge(Judging(network="random"), test, torch.device("cpu"))
+    assert judge.name == "fd_random" and [len(source) for source, _ in pairs(test)] == [2, 1]
+    assert [image.shape for image in targets(test)] == [(1, 3, 12, 8)] * 5  # 12 x 10 in fours, half to even
+    assert len(list(targets(turned(test)))) == 3 and test.settings.direction == "AtoB"
+    found = judge(Double())
+    images = torch.cat([source for source, _ in pairs(test)])
+    negatives = evaluation.features(judge.extract, [-images])
+    assert found["fd_random"] == pytest.approx(gan.frechet_distance(gan.statistics(negatives), judge.statistics()))
+    assert found["images"] == 3 and judge(nn.Identity())["fd_random"] != found["fd_random"]
+    evaluation.save_statistics(tmp_path / "given.npz", gan.statistics(negatives))
+    given = Judge(Judging(network="random", statistics=str(tmp_path / "given.npz")), test, torch.device("cpu"))
+    assert abs(given(Double())["fd_random"]) <= 1e-6 * float(judge.statistics().covariance.trace())
+    draw_samples(tmp_path / "samples.png", test, [Double()], torch.device("cpu"), count=2)
+    assert read_image(tmp_path / "samples.png").shape == (3 * 8, 2 * 8, 3)
