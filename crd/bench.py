@@ -14,11 +14,10 @@ import argparse
 from pathlib import Path
 
 from common.cost import Timing, compare, interleaved, saved_for_backward, table, write_bench
-from common.gan import build_discriminator, build_generator, fake_loss, generator_loss, real_loss
+from common.gan import build_discriminator, build_generator
 from common.gan.objectives import frozen
 from common.gan.perceptual import VGGFeatures
-from common.gan.settings import Optim
-from common.gan.teachers import adam
+from common.gan.reference import ARCHITECTURE, STUDENT_WIDTH, TEACHER_WIDTH, reference_step
 from common.run import entry
 
 import torch
@@ -48,45 +47,28 @@ def main(argv: list[str]) -> dict:
 
 def bench_step(rounds: int) -> dict:
     """The row of the training step."""
-    image = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
-    batch = (image, image, torch.zeros(1, dtype=torch.int64), 1.0)
-    teacher = build_generator("mobile_resnet_9blocks", 64, "instance").requires_grad_(False)
-    discriminator = build_discriminator().requires_grad_(False)
-    students = [build_generator("mobile_resnet_9blocks", 16, "instance") for _ in range(2)]
-    ours = Student(Config(), students[0], VGGFeatures())
+    source, real = (torch.rand(1, 3, SIZE, SIZE) * 2 - 1 for _ in range(2))
+    reference, plain, existing = reference_step(source, real)
+    batch = (source, real, torch.zeros(1, dtype=torch.int64), 1.0)
+    teacher = build_generator(ARCHITECTURE, TEACHER_WIDTH)
+    discriminator = build_discriminator()
+    ours = Student(Config(), build_generator(ARCHITECTURE, STUDENT_WIDTH), VGGFeatures())
 
     def answer() -> torch.Tensor:
         with torch.no_grad():
-            return teacher(image)
-
-    def losses() -> torch.Tensor:
-        return sum(ours.terms(image, answer(), discriminator).values())
+            return teacher(source)
 
     def step() -> None:
         ours.step([batch], [answer()], discriminator, finite)
 
-    judge = build_discriminator()
-    optimisers = adam(students[1].parameters(), Optim()), adam(judge.parameters(), Optim())
-
-    def plain() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        target, fake = answer(), students[1](image)
-        return generator_loss("lsgan", judge(fake)) + (fake - target).abs().mean(), fake, target
-
-    def reference() -> None:
-        with frozen(judge):
-            loss, fake, target = plain()
-            loss.backward()
-        optimisers[0].step()
-        (real_loss("lsgan", judge(target)) + fake_loss("lsgan", judge(fake.detach()))).div(2).backward()
-        optimisers[1].step()
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
+    def losses() -> torch.Tensor:
+        with frozen(discriminator):
+            return sum(ours.terms(source, answer(), discriminator).values())
 
     timings = compare(interleaved({"reference": reference, "step": step}, rounds, warmup=1), "reference")
-    with frozen(judge):
-        before = saved_for_backward(plain, [*students[1].parameters(), *judge.parameters()])
-    kept = saved_for_backward(losses, [*students[0].parameters(), *discriminator.parameters(), *ours.vgg.parameters()])
-    return timings["step"].row(layout="contiguous", memory=kept / before, MiB=kept / 2**20, workload="256x256, batch 1")
+    kept = saved_for_backward(losses, [p for n in (ours.network, ours.vgg, discriminator) for p in n.parameters()])
+    memory = {"memory": kept / saved_for_backward(plain, existing), "MiB": kept / 2**20}
+    return timings["step"].row(layout="contiguous, VGG channels_last", **memory, workload=f"{SIZE}x{SIZE}, batch 1")
 
 
 def finite(terms: dict[str, torch.Tensor], parameters: list[torch.Tensor]) -> None:

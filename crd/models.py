@@ -1,7 +1,8 @@
 """The networks of an experiment: teachers, their discriminators, and the student."""
 
 from common.errors import InputError
-from common.gan.teachers import TEACHERS, generator_of
+from common.gan.networks import generator_of
+from common.gan.teachers import TEACHERS
 
 from torch import nn
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from common import distributed
 from common.gan.objectives import frozen, full, generator_loss
 from common.gan.perceptual import feature_loss, style_loss
-from common.gan.teachers import Autocast, Check, Sums, adam, descend
+from common.gan.steps import Autocast, Check, Sums, adam, descend
 
 import torch
 from torch import Tensor, nn

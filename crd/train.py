@@ -13,7 +13,8 @@ from common.config import parse
 from common.gan.judge import Judge, draw_samples, turned
 from common.gan.perceptual import random_vgg, vgg16
 from common.gan.schedule import Epoch, plan
-from common.gan.teachers import TEACHERS, set_rate
+from common.gan.steps import set_rate
+from common.gan.teachers import TEACHERS
 from common.labelled import batches, describe, epoch_order
 from common.run import Run, entry, run_folder, stages_to_run
 from common.weights import fit_weights, read_weights
@@ -185,8 +186,8 @@ class Experiment:
     def _take_teacher(self) -> None:
         """The generator and discriminator of another run, or of released files. Errors: CheckpointError, InputError."""
         teacher, (_, judge) = self.config.teacher, self.online.main
-        self.run.require_same("teacher", checkpoint.file_sha256(teacher.checkpoint))
         fit_weights(self.best, read_weights(teacher.checkpoint, "teacher"), teacher.checkpoint)
+        self.run.require_same("teacher", checkpoint.file_sha256(teacher.checkpoint))
         self.generator.load_state_dict(self.best.state_dict())
         if self.config.student_gan_weight or teacher.discriminator:
             path, key = (teacher.discriminator, None) if teacher.discriminator else (teacher.checkpoint, judge)
