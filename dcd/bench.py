@@ -4,16 +4,17 @@
 
 `step`: teacher forward, student step with style, feature, adversarial and DCD terms, mobile ResNets 64 -> 16, VGG-16,
 batch 1. Reference: teacher forward, student step with a least-squares adversarial term and L1 to the teacher's image,
-discriminator step on real and generated images, two Adams. `step_without_adversarial`: the same without that term.
+discriminator step on real and generated images, two Adams, torch's own layers. `step_without_adversarial`: ours
+without that term.
 """
 
 import argparse
 from pathlib import Path
 
 from common.cost import compare, interleaved, saved_for_backward, table, write_bench
-from common.gan import build_discriminator, build_generator, fake_loss, frozen, generator_loss, real_loss
+from common.gan import build_discriminator, build_generator, frozen
 from common.gan.perceptual import random_vgg
-from common.gan.teachers import adam
+from common.gan.reference import ARCHITECTURE, TEACHER_WIDTH, reference_step
 from common.run import entry
 
 import torch
@@ -22,8 +23,6 @@ from dcd.config import Config, Distill
 from dcd.method import tapped
 from dcd.models import build_distiller, build_student
 from dcd.student import Student
-
-TEACHER = "mobile_resnet_9blocks"
 
 
 def main(argv: list[str]) -> dict:
@@ -35,15 +34,18 @@ def main(argv: list[str]) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     source, real = torch.rand(2, 1, 3, given.size, given.size) * 2 - 1
-    teacher = build_generator(TEACHER, 64)
+    teacher = build_generator(ARCHITECTURE, TEACHER_WIDTH)
     vgg = random_vgg(divide=1)
     ours, losses, parameters = student_step(source, teacher, vgg, Config())
     without, _, _ = student_step(source, teacher, vgg, Config(distill=Distill(student_gan="none")))
-    reference, plain, own = reference_step(source, real, teacher)
+    reference, plain, own = reference_step(source, real)
     runs = {"reference": reference, "step": ours, "step_without_adversarial": without}
     timings = compare(interleaved(runs, given.rounds, warmup=1), "reference")
     kept = saved_for_backward(losses, parameters) / saved_for_backward(plain, own)
-    note = {"layout": "contiguous / contiguous", "workload": f"64 -> 16 at {given.size}, batch 1"}
+    note = {
+        "layout": "VGG channels_last, else contiguous / contiguous",
+        "workload": f"64 -> 16 at {given.size}, batch 1",
+    }
     rows = {name: timings[name].row(**note) for name in runs if name != "reference"}
     rows["step"]["memory"] = kept
     print(table(rows))
@@ -69,32 +71,6 @@ def student_step(source: torch.Tensor, teacher, vgg, config: Config) -> tuple:
             return student.terms(source, answer(), discriminator)
 
     return step, losses, [*student.network.parameters(), *discriminator.parameters(), *vgg.parameters()]
-
-
-def reference_step(source: torch.Tensor, real: torch.Tensor, teacher) -> tuple:
-    """The plain step, its generator's forward alone, and the tensors that exist anyway."""
-    config = Config()
-    student, discriminator = build_student(config), build_discriminator()
-    optimisers = [adam(network.parameters(), config.optim) for network in (student, discriminator)]
-
-    def losses():
-        with torch.no_grad():
-            target = teacher(source)
-        image = student(source)
-        with frozen(discriminator):
-            return generator_loss("lsgan", discriminator(image)) + (image - target).abs().mean(), image
-
-    def step():
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss, image = losses()
-        loss.backward()
-        optimisers[0].step()
-        judged = real_loss("lsgan", discriminator(real)) + fake_loss("lsgan", discriminator(image.detach()))
-        (judged / 2).backward()
-        optimisers[1].step()
-
-    return step, losses, [*student.parameters(), *discriminator.parameters()]
 
 
 if __name__ == "__main__":

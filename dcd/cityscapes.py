@@ -1,9 +1,11 @@
 """mIoU of generated Cityscapes photographs: what a segmentation network still recognises in them (section 6)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from common.errors import InputError
+from common.gan.data import TwoDomains
+from common.gan.evaluation import generated
 from common.gan.frechet import to_uint8
 from common.images import read_image
 
@@ -11,6 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from dcd.config import Config
+from dcd.drn import load_drn
 
 CLASSES, IGNORED = 19, 255
 SIZE = (2048, 1024)
@@ -116,10 +121,11 @@ def read_table(path: str | Path) -> list[tuple[str, Path, str]]:
 
 
 def label_of(name: str, table: list[tuple[str, Path, str]]) -> Path:
-    """The label map of an output named after its index or its photograph. Errors: InputError."""
-    for index, label, photo in table:
-        if Path(name).stem == index or photo.endswith(name):
-            return label
+    """The label map of the image called `name`, without suffix, as its index or its photograph. Errors: InputError."""
+    for wanted in (lambda index, photo: index == name, lambda index, photo: Path(photo).stem == name):
+        for index, label, photo in table:
+            if wanted(index, photo):
+                return label
     raise InputError(f"{name}: the table of label maps has no such index or photograph")
 
 
@@ -133,3 +139,29 @@ def miou(network: nn.Module, images: Iterable[tuple[str, Tensor]], table: list[t
         scores = network(normalise(pixels))[0].cpu().numpy()
         matrix += confusion(label, resize_scores(scores, label.shape[::-1]).argmax(0))
     return mean_iou(matrix)
+
+
+def segmentation(config: Config, test: TwoDomains, device: torch.device) -> Callable[[nn.Module], float] | None:
+    """From a generator to the mIoU of its photographs of the whole test set; None where the config names no files.
+
+    Errors: InputError where one file is missing or the images are no photographs of Cityscapes' colour maps.
+    """
+    files = config.segmentation
+    if not files.weights and not files.table:
+        return None
+    if not (files.weights and files.table) or config.data.direction != "BtoA" or config.data.name != "aligned":
+        raise InputError(
+            "segmentation: the mIoU is of photographs made from colour maps; give segmentation.weights and "
+            "segmentation.table with data.name aligned and data.direction BtoA"
+        )
+    network, table = load_drn(files.weights).to(device), read_table(files.table)
+    names = [test.source_name(i) for i in range(len(test))]
+    for name in names:
+        if not (label := label_of(name, table)).is_file():
+            raise InputError(f"{files.table}: the label map {label} of {name} does not exist")
+
+    def measure(generator: nn.Module) -> float:
+        sources = (test.fetch(torch.tensor([i]), 0)[0] for i in range(len(test)))
+        return miou(network, zip(names, generated(generator, sources, device)), table)
+
+    return measure

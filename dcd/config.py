@@ -27,8 +27,9 @@ class Distill:
 
     lambda_cd: NonNegative = 1.0
     """weight of L_DCD; 0 leaves connectors and features out"""
-    through: Literal["discriminator", "identity"] = "discriminator"
-    """compare connected features by the discriminator's response, or directly (the baseline of the paper's argument)"""
+    through: Literal["discriminator", "identity", "pooled"] = "discriminator"
+    """compare connected features by the discriminator's response, directly (the baseline of the paper's argument), or
+    by their channels' means as OMGD does, the student's connected to the teacher's"""
     layers: tuple[str, ...] = ()
     """modules of the generators that are compared; by default the four of section 2"""
     pairing: Literal["natural", "sorted"] = "natural"
@@ -41,6 +42,20 @@ class Distill:
     """weight of the adversarial term"""
     perceptual_weights: Literal["intended", "as_script"] = "intended"
     """as_script exchanges the weights of style and feature, as the released scripts do by their list's order"""
+    ssim: NonNegative = 0.0
+    """weight of 1 - SSIM with the teacher's image (OMGD: 10)"""
+    tv: NonNegative = 0.0
+    """weight of the image's total variation (OMGD: 1e-5)"""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The mIoU of photographs made from Cityscapes' colour maps; measured where both files are given (section 6)."""
+
+    weights: str | None = None
+    """file of DRN-D-105's weights"""
+    table: str | None = None
+    """file of lines `index trainIds-path photo-path`: which label map belongs to which image"""
 
 
 @dataclass(frozen=True)
@@ -67,5 +82,7 @@ class Config:
     """Optimisation."""
     judging: Judging = field(default_factory=Judging)
     """Evaluation."""
+    segmentation: Segmentation = field(default_factory=Segmentation)
+    """mIoU."""
     run: Runtime = field(default_factory=Runtime)
     """Machine."""

@@ -5,7 +5,7 @@
 
 from common import run
 from common.gan import data, sources
-from common.gan.teachers import require_fit
+from common.gan.networks import require_fit
 
 from dcd.config import Config
 

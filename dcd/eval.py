@@ -3,14 +3,15 @@
     python eval.py --checkpoint runs/cfg/distil/last.pt [--data.root DIR] [--gallery DIR] [--latency 1 2]
     python eval.py --checkpoint best_net_G.pth --config configs/horse2zebra.yaml           (a released student)
     python eval.py --config configs/horse2zebra.yaml --statistics real_B.npz               (of your own real images)
-    python eval.py --checkpoint … --drn drn-d-105_ms_cityscapes.pth --table table.txt      (mIoU on Cityscapes)
+    python eval.py --checkpoint … --segmentation.weights drn-d-105_ms_cityscapes.pth --segmentation.table table.txt
 
 `fid` is what Inception's features give, `fd_<network>` any other network's. The number to report is that of last.pt;
-best.pt is chosen on the test set. Every number says of how many images it is (`images`).
+best.pt is chosen on the test set. The last command adds Cityscapes' mIoU. Every number is of so many `images`.
 """
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from common import checkpoint, config, distributed
@@ -26,11 +27,12 @@ from common.run import entry
 from common.weights import fit_weights, read_weights
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from dcd import cityscapes, data, models
+from dcd import data, models
+from dcd.cityscapes import segmentation
 from dcd.config import Config
-from dcd.drn import load_drn
 
 
 def main(argv: list[str]) -> dict:
@@ -46,8 +48,6 @@ def main(argv: list[str]) -> dict:
     parser.add_argument("--gallery", help="folder for a page of source, real, teacher and student images")
     parser.add_argument("--latency", type=int, nargs="+", default=[], metavar="THREADS", help="time one image as well")
     parser.add_argument("--compile", action="store_true", help="time the compiled generator as well")
-    parser.add_argument("--drn", help="weights of DRN-D-105 for the mIoU (data.direction BtoA of Cityscapes)")
-    parser.add_argument("--table", help="lines `index trainIds-path photo-path` of the label maps")
     given, overrides = parser.parse_known_args(argv)
     if not given.checkpoint and not (given.config and given.statistics):
         raise InputError("give --checkpoint, or --config and --statistics to describe real images")
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> dict:
     role = given.role or ("teacher" if own.get("stage") == "teacher" else "student")
     _, test = data.load(conf)
     device = distributed.start(conf.run.device)
-    judge = Judge(conf.judging, test, device)
+    judge, recognise = Judge(conf.judging, test, device), segmentation(conf, test, device)
     if given.statistics:
         save_statistics(given.statistics, judge.statistics())
         return {"images": len(judge.real)}
@@ -68,17 +68,19 @@ def main(argv: list[str]) -> dict:
         key = TEACHERS[conf.model].main[1]
         discriminator = models.build_teachers(conf)[key]
         fit_weights(discriminator, read_weights(given.checkpoint, key), given.checkpoint)
-        metrics |= closeness(conf, generators, discriminator.to(device).eval(), judge)
+        discriminator.to(device).eval()
+        metrics |= closeness(conf, generators, discriminator, judge)
         metrics |= {"train_seconds": own["seconds"], **own["state"]["progress"]}
         metrics |= {f"best_{name}": value for name, value in metrics.pop("best").items()}
     times = {"threads": given.latency, "compiled": given.compile}
     for row in latency(generator, conf.data.crop_size, **times) if given.latency else []:
         place = f"{row['variant']}_{row['threads']}_threads".replace(" ", "_")
         metrics |= {f"latency_{place}": row["median"], f"latency_{place}_iqr": row["iqr"]}
-    if given.drn:
-        metrics["miou"] = segmentation(conf, generator, test, given.drn, given.table, device)
+    if recognise:
+        metrics["miou"] = recognise(generator)
     if given.gallery:
-        gallery(Path(given.gallery), dict(sorted(generators.items(), reverse=True)), test, device)
+        more = partial(seen_difference, conf, discriminator) if own else None
+        gallery(Path(given.gallery), dict(sorted(generators.items(), reverse=True)), test, device, more)
     path = Path(given.checkpoint)
     metrics["_meta"] = {"checkpoint": path.name, "role": role, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
@@ -122,8 +124,7 @@ def closeness(conf: Config, generators: dict, discriminator: nn.Module, judge: J
         for name, network in networks.items():
             image = next(generated(network, [source], judge.device))
             images[name].append(image)
-            judged = torch.cat([source, image], 1) if conf.model == "pix2pix" else image
-            seen[name] = image, discriminator.hidden(judged)
+            seen[name] = image, seen_by(discriminator, conf.model, source, image)
         pair = zip(seen["student"], seen["teacher"])
         sums += torch.stack([(s - t).abs().mean().cpu() for s, t in pair]) * len(source)
         count += len(source)
@@ -136,18 +137,21 @@ def closeness(conf: Config, generators: dict, discriminator: nn.Module, judge: J
     }
 
 
-def segmentation(conf: Config, generator: nn.Module, test, drn: str, table: str | None, device) -> float:
-    """mIoU of the images that the generator makes of Cityscapes' colour maps. Errors: InputError."""
-    if conf.data.direction != "BtoA" or not table:
-        raise InputError("the mIoU is of photographs made from colour maps: give --data.direction BtoA and --table")
-    network, rows = load_drn(drn).to(device), cityscapes.read_table(table)
-    if len(rows) != len(test):
-        raise InputError(
-            f"{table}: has {len(rows)} lines, the test set {len(test)} images; one line an image is needed"
-        )
-    sources = (test.fetch(torch.tensor([i]), 0)[0] for i in range(len(test)))
-    images = generated(generator, sources, device)
-    return cityscapes.miou(network, ((name, image) for (name, _, _), image in zip(rows, images)), rows)
+def seen_by(discriminator: nn.Module, model: str, source: Tensor, image: Tensor) -> Tensor:
+    """The discriminator's last hidden activation [B, C, h, w] for images, next to their sources in pix2pix."""
+    return discriminator.hidden(torch.cat([source, image], 1) if model == "pix2pix" else image)
+
+
+@torch.inference_mode()
+def seen_difference(conf: Config, discriminator: nn.Module, source: Tensor, images: dict[str, Tensor]) -> dict:
+    """Where the discriminator tells student and teacher apart, patch by patch: white where most, black where not.
+
+    {"difference": [1, 3, H, W] in [-1, 1]}, scaled by the picture's own largest difference.
+    """
+    student, teacher = (seen_by(discriminator, conf.model, source, images[name]) for name in ("student", "teacher"))
+    difference = (student - teacher).abs().mean(1, keepdim=True)
+    shown = F.interpolate(difference / difference.max().clamp(min=1e-12), source.shape[-2:], mode="nearest")
+    return {"difference": shown.expand(-1, 3, -1, -1) * 2 - 1}
 
 
 if __name__ == "__main__":

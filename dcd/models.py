@@ -1,13 +1,14 @@
 """The networks of an experiment: teachers, student, and the connectors between them."""
 
 from common.errors import InputError
-from common.gan import teachers
-from common.gan.teachers import discriminator_of, generator_of, smallest_map
+from common.gan.networks import discriminator_of, generator_of, smallest_map
+from common.gan.teachers import TEACHERS
 
 from torch import nn
 
 from dcd.config import Config
 from dcd.method import DiscriminatorDistillation, layers_of
+from dcd.omgd import PooledDistillation
 
 __all__ = ["build_distiller", "build_student", "build_teachers", "compared_layers", "discriminator_of", "widths"]
 
@@ -17,7 +18,7 @@ WIDTHS = {"unet_256": (2, 8, 16, 4)}
 
 def build_teachers(config: Config) -> dict[str, nn.Module]:
     """The teachers of a model: generators and discriminators by their names in checkpoints."""
-    return teachers.TEACHERS[config.model].build(config.networks)
+    return TEACHERS[config.model].build(config.networks)
 
 
 def build_student(config: Config) -> nn.Module:
@@ -49,16 +50,18 @@ def widths(config: Config, width: int) -> list[int]:
     return [known[name] * width for name in layers]
 
 
-def build_distiller(config: Config) -> DiscriminatorDistillation:
+def build_distiller(config: Config) -> DiscriminatorDistillation | PooledDistillation:
     """The connectors of a config. Errors: InputError for layers that the generators do not have."""
     student, networks = build_student(config), config.networks
     modules = dict(student.named_modules())
     if missing := [name for name in compared_layers(config) if name not in modules]:
         raise InputError(f"distill.layers {', '.join(missing)}: {networks.generator} has no such module")
-    learn = config.distill.train_teacher_connector
+    learn, sides = config.distill.train_teacher_connector, (networks.student_width, networks.teacher_width)
+    channels = [widths(config, width) for width in sides]
+    if config.distill.through == "pooled":
+        return PooledDistillation(*channels)
     return DiscriminatorDistillation(
-        widths(config, networks.student_width),
-        widths(config, networks.teacher_width),
+        *channels,
         3 if config.model == "cyclegan" else 6,
         train_teacher=config.model == "pix2pix" if learn is None else learn,
         smallest=smallest_map(networks) if config.distill.through == "discriminator" else 1,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from common.gan.objectives import frozen, full, generator_loss
 from common.gan.perceptual import feature_loss, style_loss
-from common.gan.teachers import Autocast, Check, Sums, adam, descend
+from common.gan.steps import Autocast, Check, Sums, adam, descend
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dcd.config import Config
 from dcd.method import DiscriminatorDistillation, student_loss, tapped
 from dcd.models import compared_layers
+from dcd.omgd import PooledDistillation, structural_similarity, total_variation
 
 Answer = tuple[Tensor, list[Tensor]]
 """a teacher's image [B, 3, H, W] and its compared feature maps"""
@@ -24,7 +25,8 @@ def loss_weights(config: Config) -> dict[str, float]:
     if config.distill.perceptual_weights == "as_script":
         style, feature = feature, style
     gan = 0.0 if config.distill.student_gan == "none" else config.distill.student_gan_weight
-    return {"style": style, "feature": feature, "gan": gan, "dcd": config.distill.lambda_cd}
+    weights = {"style": style, "feature": feature, "gan": gan, "dcd": config.distill.lambda_cd}
+    return weights | {"ssim": config.distill.ssim, "tv": config.distill.tv}
 
 
 class Student:
@@ -37,7 +39,7 @@ class Student:
         self,
         config: Config,
         network: nn.Module,
-        distiller: DiscriminatorDistillation,
+        distiller: DiscriminatorDistillation | PooledDistillation,
         vgg: nn.Module,
         autocast: Autocast = contextlib.nullcontext,
     ):
@@ -75,11 +77,20 @@ class Student:
         if self.weights["gan"]:
             terms["gan"] = self._adversarial(source, full(image), teacher_image, discriminator)
         if self.weights["dcd"]:
-            through = discriminator.hidden if self.config.distill.through == "discriminator" else nn.Identity()
-            per_sample = self.config.networks.norm == "instance"
             with self.autocast():
-                terms["dcd"] = self.distiller(features, teacher_features, through, per_sample).sum()
+                terms["dcd"] = self._distance(features, teacher_features, discriminator).sum()
+        if self.weights["ssim"]:
+            terms["ssim"] = 1 - structural_similarity(full(image), full(teacher_image))
+        if self.weights["tv"]:
+            terms["tv"] = total_variation(full(image))
         return student_loss(terms, self.weights)
+
+    def _distance(self, features: list[Tensor], teacher_features: list[Tensor], discriminator: nn.Module) -> Tensor:
+        """L_DCD or one of its baselines, layer by layer."""
+        if self.config.distill.through == "pooled":
+            return self.distiller(features, teacher_features)
+        through = discriminator.hidden if self.config.distill.through == "discriminator" else nn.Identity()
+        return self.distiller(features, teacher_features, through, self.config.networks.norm == "instance")
 
     def _adversarial(self, source: Tensor, image: Tensor, teacher_image: Tensor, discriminator: nn.Module) -> Tensor:
         """How real the discriminator finds the student's image, next to its source in pix2pix.

@@ -13,7 +13,8 @@ from common.config import parse
 from common.gan.judge import Judge, draw_samples, turned
 from common.gan.perceptual import random_vgg, vgg16
 from common.gan.schedule import Epoch, plan
-from common.gan.teachers import TEACHERS, set_rate
+from common.gan.steps import set_rate
+from common.gan.teachers import TEACHERS
 from common.labelled import batches, describe, epoch_order
 from common.run import Run, entry, run_folder, stages_to_run
 from common.weights import fit_weights, read_weights
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from dcd import data, models
+from dcd.cityscapes import segmentation
 from dcd.config import Config
 from dcd.method import tapped
 from dcd.student import Student
@@ -73,6 +75,7 @@ class Experiment:
         part = "teacher" if only_teacher else "student" if given else "all"
         self.plan = plan(config.model, config.optim, config.judging.every_epochs, part)
         self.judges = {"AtoB": Judge(config.judging, test, run.device)}
+        self.miou = segmentation(config, test, run.device)
         if config.model == "cyclegan" and part != "student":
             self.judges["BtoA"] = Judge(config.judging, turned(test), run.device, released=False)
         self.place, self.step, self.done = 0, 0, 0
@@ -161,39 +164,43 @@ class Experiment:
 
     def _judge(self, kind: str) -> bool:
         """Evaluate what has just been trained, keep the best teacher; whether the student is better than ever."""
-        best, run = self.progress["best"], self.run
-        name, better = self.judges["AtoB"].name, []
+        run, name, better = self.run, self.judges["AtoB"].name, []
         if kind != "student":
-            for direction, judge in self.judges.items():
+            for direction in self.judges:
                 generator = self.generator if direction == "AtoB" else self.teacher.networks["G_B"]
-                found = self._evaluate(generator, judge)
+                found = self._evaluate(generator, direction)
                 run.log("test", self.step, self.place + 1, **{f"teacher_{direction}_{k}": v for k, v in found.items()})
-                if found[name] < best.get(f"teacher_{direction}", float("inf")):
-                    best[f"teacher_{direction}"] = found[name]
+                if self._improved(f"teacher_{direction}", found):
                     better.append(direction)
             if "AtoB" in better or (better and self.config.teacher.legacy_best):
                 self.best.load_state_dict(self.generator.state_dict())
         if kind == "teacher":
             return False
-        found = self._evaluate(self.student.network, self.judges["AtoB"])
+        found = self._evaluate(self.student.network, "AtoB")
         run.log("test", self.step, self.place + 1, seconds=run.elapsed(), **found)
         run.say(f"epoch {self.place + 1}/{len(self.plan)}: student {name} {found[name]:.3f}")
-        improved = found[name] < best.get("student", float("inf"))
-        if improved:
-            best["student"] = found[name]
-        return improved
+        return self._improved("student", found)
 
-    def _evaluate(self, network: nn.Module, judge: Judge) -> dict[str, float]:
+    def _evaluate(self, network: nn.Module, direction: str) -> dict[str, float]:
         distributed.sync_buffers(network)
-        return judge(network, self.run.autocast())
+        found = self.judges[direction](network, self.run.autocast())
+        return found | {"miou": self.miou(network)} if self.miou and direction == "AtoB" else found
+
+    def _improved(self, who: str, found: dict[str, float]) -> bool:
+        """Whether the distance or, where it is measured, the mIoU is better than ever (section 6); notes what is."""
+        best, improved = self.progress["best"], False
+        for key, value, sign in ((who, found[self.judges["AtoB"].name], 1), (f"{who}_miou", found.get("miou"), -1)):
+            if value is not None and sign * value < sign * best.get(key, sign * float("inf")):
+                best[key], improved = value, True
+        return improved
 
     # -- coming and going --------------------------------------------------------------------------------------------
 
     def _load_teacher(self) -> None:
         """The generator and discriminator of another run, or of released files. Errors: CheckpointError, InputError."""
         teacher, main = self.config.teacher, self.teacher.main
-        self.run.require_same("teacher", checkpoint.file_sha256(teacher.checkpoint))
         fit_weights(self.best, read_weights(teacher.checkpoint, "teacher"), teacher.checkpoint)
+        self.run.require_same("teacher", checkpoint.file_sha256(teacher.checkpoint))
         self.generator.load_state_dict(self.best.state_dict())
         path = teacher.discriminator or teacher.checkpoint
         fit_weights(self.discriminator, read_weights(path, None if teacher.discriminator else main[1]), path)

@@ -16,20 +16,22 @@ from common.gan.evaluation import generated
 from common.gan.export import onnx_difference, require_onnx, to_onnx
 from common.gan.frechet import to_uint8
 from common.gan.generators import build_generator
+from common.gan.networks import generator_of
 from common.gan.settings import Networks
-from common.gan.teachers import generator_of
 from common.gan.translate import translate, write_gallery
 from common.images import read_image, write_image
 from common.weights import fit_weights, read_weights
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ROLES = {"student": "model", "teacher": "teacher"}
 """where a checkpoint of ours has the generator"""
 TOLERANCE = 1e-3
 """largest difference of exported images, of values in [-1, 1]; an eighth of a grey level"""
 Load = Callable[[str, str | None, str], nn.Module]
+More = Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]
+"""from a source and the images of its row to further pictures by their name, all [1, 3, H, W] in [-1, 1]"""
 
 
 def load_generators(networks: Networks, path: str, role: str, own: bool) -> dict[str, nn.Module]:
@@ -55,13 +57,16 @@ def costs(networks: Networks, generator: nn.Module) -> dict[str, float]:
     return found | {f"{name}_ratio": original[name] / found[name] for name in ("params", "macs", "papers_macs")}
 
 
-def gallery(folder: Path, generators: dict[str, nn.Module], test: TwoDomains, device: torch.device) -> None:
-    """FOLDER/index.html with a row for each test image: source, real, then each generator's image."""
+def gallery(
+    folder: Path, generators: dict[str, nn.Module], test: TwoDomains, device: torch.device, more: More | None = None
+) -> None:
+    """FOLDER/index.html with a row for each test image: source, real, each generator's image, and what `more` adds."""
     rows = []
     for i in range(len(test)):
         source, target = test.fetch(torch.tensor([i]), 0)
         images = {"source": source, "real": target}
         images |= {name: next(generated(g.to(device), [source], device)) for name, g in generators.items()}
+        images |= more(source.to(device), images) if more else {}
         rows.append({name: f"images/{i:05d}_{name}.png" for name in images})
         for name, image in images.items():
             write_image(folder / rows[-1][name], to_uint8(image)[0].cpu().numpy())

@@ -110,14 +110,22 @@ def split_pair(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class TwoDomains:
     """Positions to pairs of images: `fetch(index, epoch)` gives A and B, each [B, 3, H, W], of the direction asked for.
 
-    first, second: functions from a number to a uint8 image, of A and of B, or of the pair's halves. paired: both have
+    names: of the images of A and of B. read: from a side (0 or 1) and a number to its uint8 image. paired: both have
     the same number and share crop and flip; otherwise B is drawn anew for each A. train: random crops and flips.
     """
 
     def __init__(
-        self, settings: Domains, counts: tuple[int, int], read, paired: bool, train: bool, seed: int, sha: str
+        self,
+        settings: Domains,
+        names: tuple[list[str], list[str]],
+        read,
+        paired: bool,
+        train: bool,
+        seed: int,
+        sha: str,
     ):
-        self.settings, self.counts, self.read = settings, counts, read
+        self.settings, self.names, self.read = settings, names, read
+        self.counts = tuple(len(side) for side in names)
         self.paired, self.train, self.seed, self.sha = paired, train, seed, sha
 
     def __len__(self) -> int:
@@ -129,6 +137,11 @@ class TwoDomains:
         pairs = [self._pair(int(i), epoch) for i in index]
         a, b = (torch.stack(side) for side in zip(*pairs))
         return (b, a) if self.settings.direction == "BtoA" else (a, b)
+
+    def source_name(self, i: int) -> str:
+        """The file name, without its suffix, of the i-th source image."""
+        names = self.names[self.settings.direction == "BtoA"]
+        return names[i % len(names)]
 
     def fingerprint(self) -> str:
         """sha256 that tells one data set from another."""
@@ -174,8 +187,8 @@ def load(settings: Domains, seed: int) -> tuple[TwoDomains, TwoDomains]:
     sets = []
     for train in (True, False):
         source = _embedded if settings.name.startswith("photos") else _on_disk
-        counts, read, sha = source(settings, train)
-        sets.append(TwoDomains(settings, counts, read, settings.name in PAIRED, train, seed, sha))
+        names, read, sha = source(settings, train)
+        sets.append(TwoDomains(settings, names, read, settings.name in PAIRED, train, seed, sha))
     if len(sets[0]) < settings.batch_size:
         raise InputError(
             f"the training set has {len(sets[0])} images, fewer than data.batch_size {settings.batch_size}"
@@ -199,13 +212,14 @@ def _on_disk(settings: Domains, train: bool) -> tuple:
     if settings.name == "aligned":
         paths = listing(root / part)[: settings.limit or None]
         read = lambda side, number: split_pair(read_image(paths[number]))[side]
-        return (len(paths),) * 2, read, _names_sha(paths)
+        return ([path.stem for path in paths],) * 2, read, _names_sha(paths)
     domains = [listing(root / f"{part}{side}") for side in "AB"]
     if settings.legacy_drop_last_file:
         domains = [paths[:-1] for paths in domains]
     domains = [paths[: settings.limit or None] for paths in domains]
     read = lambda side, number: read_image(domains[side][number])
-    return tuple(len(paths) for paths in domains), read, _names_sha([*domains[0], *domains[1]])
+    names = tuple([path.stem for path in paths] for paths in domains)
+    return names, read, _names_sha([*domains[0], *domains[1]])
 
 
 def _names_sha(paths: list[Path]) -> str:
@@ -259,4 +273,4 @@ def _embedded(settings: Domains, train: bool) -> tuple:
     else:
         domains = _cut(TEXTURES, settings.load_size, count, train, 84), scenes
     sha = hashlib.sha256(domains[0].tobytes() + domains[1].tobytes()).hexdigest()
-    return (count, count), lambda side, number: domains[side][number], sha
+    return ([str(i) for i in range(count)],) * 2, lambda side, number: domains[side][number], sha

@@ -1,98 +1,18 @@
-"""Teachers that are trained from scratch while they teach: CycleGAN's and pix2pix's steps (appendix A.4).
-
-A step takes a total batch as micro-batches (source, target, index, weight), the weights adding up to 1 over processes.
-`check(terms, parameters)` is called between each backward and its optimiser's step.
-"""
+"""Teachers that are trained from scratch while they teach: CycleGAN's and pix2pix's steps (appendix A.4)."""
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from common import distributed
-from common.errors import InputError
-from common.gan.data import PAIRED, Domains
-from common.gan.discriminators import build_discriminator
-from common.gan.generators import GENERATORS, build_generator
+from common.gan.networks import discriminator_of, generator_of
 from common.gan.objectives import fake_loss, frozen, full, generator_loss, real_loss
 from common.gan.pool import ImagePool
 from common.gan.settings import Networks, Optim, Teaching
+from common.gan.steps import Autocast, Check, Sums, adam, descend, gather
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-
-Check = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
-Autocast = Callable[[], contextlib.AbstractContextManager]
-
-
-def generator_of(networks: Networks, width: int) -> nn.Module:
-    """A generator of a config with fresh weights."""
-    options = {} if networks.generator == "unet_256" else {"blocks": networks.blocks}
-    return build_generator(networks.generator, width, networks.norm, **options)
-
-
-def discriminator_of(networks: Networks, channels: int) -> nn.Module:
-    """A discriminator of a config with fresh weights."""
-    options = {"layers": networks.discriminator_layers} if networks.discriminator == "n_layers" else {}
-    kind, width = networks.discriminator, networks.discriminator_width
-    return build_discriminator(kind, channels, width, networks.norm, **options)
-
-
-def smallest_map(networks: Networks) -> int:
-    """The smallest side that the discriminator's hidden layers take, pixels."""
-    return 3 * 2**networks.discriminator_layers if networks.discriminator == "n_layers" else 1
-
-
-def require_fit(model: str, domains: Domains, networks: Networks) -> None:
-    """Whether a config's images suit its model and networks, before any of them is read. Errors: InputError."""
-    if model == "pix2pix" and domains.name not in PAIRED:
-        raise InputError(f"data.name {domains.name}: pix2pix needs pairs; give one of {', '.join(PAIRED)}")
-    multiple, size = GENERATORS[networks.generator].multiple, domains.crop_size
-    if size % multiple:
-        raise InputError(f"data.crop_size {size}: {networks.generator} takes sides that are a multiple of {multiple}")
-    if size < smallest_map(networks):
-        raise InputError(f"data.crop_size {size}: the discriminator takes at least {smallest_map(networks)} pixels")
-    if domains.preprocess == "none" and max(domains.batch_size, domains.test_batch_size) > 1:
-        raise InputError("data.preprocess none leaves images of any size; give data.batch_size and test_batch_size 1")
-
-
-def adam(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Adam:
-    """Adam with the field's settings and no weight decay."""
-    return torch.optim.Adam(parameters, optim.lr, (optim.beta1, 0.999))
-
-
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters one learning rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over processes; the identity for one process."""
-    if distributed.world() == 1:
-        return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = distributed.sum_(torch.cat([g.flatten() for g in gradients])) / distributed.world()
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        parameter.grad = part.view_as(parameter)
-
-
-def descend(optimiser: torch.optim.Optimizer, terms: dict[str, Tensor], check: Check) -> None:
-    """One step on the gradients that have been added up."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    average_gradients(parameters)
-    check(terms, parameters)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-
-
-class Sums(dict):
-    """Named terms of a step, added up over its micro-batches without a graph."""
-
-    def note(self, terms: dict[str, Tensor], weight: float) -> None:
-        for name, term in terms.items():
-            value = term.detach() * weight
-            self[name] = self[name] + value if name in self else value
 
 
 class CycleTeacher:
@@ -252,12 +172,3 @@ def _load(teacher: CycleTeacher | PairTeacher, state: dict) -> None:
         network.load_state_dict(state[name])
     teacher.generators.load_state_dict(state["generators"])
     teacher.discriminators.load_state_dict(state["discriminators"])
-
-
-def gather(value) -> list:
-    """The value of every process, in their order."""
-    if distributed.world() == 1:
-        return [value]
-    values = [None] * distributed.world()
-    dist.all_gather_object(values, value)
-    return values

@@ -7,6 +7,7 @@ from common import gan
 from common.errors import InputError
 from common.gan import data, evaluation, objectives, perceptual, schedule, teachers, translate
 from common.gan.data import Domains
+from common.gan.inception import FIDInception
 from common.gan.judge import Judge, draw_samples, pairs, targets, turned
 from common.gan.pool import ImagePool
 from common.gan.settings import Judging, Networks, Optim, Teaching
@@ -179,6 +180,53 @@ def test_frechet_distance_of_gaussians_is_the_closed_form():
         gan.frechet_distance(a, gan.statistics(torch.rand(5, 4)))
     with pytest.raises(InputError, match="not finite"):
         gan.frechet_distance(a, gan.statistics(white * torch.nan))
+
+
+@pytest.mark.parametrize(("n", "m", "dimensions"), [(60, 80, 12), (9, 11, 24)])  # the second: singular covariances
+def test_distances_are_those_of_torch_fidelity(n, m, dimensions):
+    """Imported after common, which lets torchvision be imported."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    torch.manual_seed(n)
+    a = torch.randn(n, dimensions, dtype=torch.float64)
+    b = torch.randn(m, dimensions, dtype=torch.float64) @ torch.randn(dimensions, dimensions).double() + 1
+    theirs = [fid_features_to_statistics(features) for features in (a, b)]
+    expected = fid_statistics_to_metric(*theirs, False)["frechet_inception_distance"]
+    ours = [gan.statistics(features) for features in (a, b)]
+    assert np.allclose(ours[1].covariance, theirs[1]["sigma"], rtol=1e-12, atol=1e-12)
+    assert gan.frechet_distance(*ours) == pytest.approx(expected, rel=1e-6)
+    # With subsets of the whole of two equally large sets, KID has no randomness but the order.
+    b = b[: len(a)]
+    options = {"kid_subsets": 1, "kid_subset_size": n, "verbose": False}
+    expected = kid_features_to_metric(a, b, **options)["kernel_inception_distance_mean"]
+    assert evaluation.kernel_distance(a, b, subsets=1, size=n) == pytest.approx(expected, rel=1e-9)
+
+
+def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
+    """Its extractor takes our weights as they are, and then sees the same in a picture of 299 x 299 as ours does."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    ours = FIDInception()
+    for name, value in ours.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif value.ndim > 1:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5)
+    kept = {name: value for name, value in ours.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(kept, tmp_path / "inception.pth")
+    theirs = FeatureExtractorInceptionV3("inception", ["64", "192", "768", "2048"], str(tmp_path / "inception.pth"))
+    pixels = torch.from_numpy(np.stack([picture(1, (299, 299))])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = theirs(pixels)
+        # It brings pixels to [-1, 1) by (x - 128) / 128, the released code of the field by 2 x / 255 - 1.
+        found = ours.stages(((pixels - 128.0) / 128 + 1) / 2)
+    for ours_at, theirs_at in zip(found, expected):
+        seen = ours_at if ours_at.ndim == 2 else ours_at.mean((2, 3))
+        assert torch.allclose(seen, theirs_at, rtol=1e-3, atol=1e-4 * float(theirs_at.abs().max()))
+    count = lambda network: sum(p.numel() for p in network.parameters())
+    assert count(ours) == count(theirs) == 23_850_960
 
 
 def test_kernel_distance_is_unbiased_around_zero_and_sees_a_shift():
