@@ -25,11 +25,12 @@ def build_student(config: Config) -> nn.Module:
 def build_relations(config: Config) -> ContentRelationLoss:
     """The loss between a student's and its teacher's image.
 
-    Errors: InputError where a crop holds fewer than two patches, which have no relation to one another.
+    Errors: InputError where fewer than two patches would be related to one another, or a crop holds none at all.
     """
     r = config.relations
     number = (config.data.crop_size // r.patch_size) ** 2
-    if r.patches and r.patch_mode == "per_image" and number < 2:
+    related = {"per_image": number, "joint": number * config.data.batch_size, "reference": 3 * min(number, 1)}
+    if r.patches and related[r.patch_mode] < 2:
         raise InputError(
             f"data.crop_size {config.data.crop_size} holds {number} patches of relations.patch_size {r.patch_size}; "
             "two are needed: give smaller patches, or relations.patches 0"

@@ -44,11 +44,15 @@ def test_relations_follow_the_config():
 
 
 def test_one_patch_has_no_relation():
-    small = Domains(load_size=32, crop_size=32)
-    with pytest.raises(InputError, match=r"holds 1 patches.*patches 0"):
-        models.build_relations(Config(data=small))
+    small, two = Domains(load_size=32, crop_size=32), Domains(load_size=32, crop_size=32, batch_size=2)
+    refused = [(small, Relations()), (small, Relations(patch_mode="joint"))]
+    refused += [(two, Relations(patch_size=33, patch_mode=mode)) for mode in ("per_image", "joint", "reference")]
+    for data, relations in refused:
+        with pytest.raises(InputError, match=r"holds [01] patches.*patches 0"):
+            models.build_relations(Config(data=data, relations=relations))
     for relations in (Relations(patches=0), Relations(patch_size=16), Relations(patch_mode="reference")):
         models.build_relations(Config(data=small, relations=relations))
+    models.build_relations(Config(data=two, relations=Relations(patch_mode="joint")))
 
 
 def test_a_students_first_weights_do_not_depend_on_its_losses():

@@ -38,6 +38,7 @@ CYCLE = {
     "model": "cyclegan",
     "student_gan_weight": 1.0,
     "data.name": "photos_unpaired",
+    "data.direction": "AtoB",
     "data.batch_size": 1,
     "teaching.gan": "lsgan",
     "teaching.pool_size": 2,
