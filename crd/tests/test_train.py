@@ -1,15 +1,18 @@
 """The commands as a user runs them: train, kill, resume, distribute, evaluate; and what they refuse."""
 
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
 from common import checkpoint, config, testing
-from common.errors import CheckpointError, InputError, NonFiniteError
+from common.errors import CheckpointError, InputError, Interrupted, NonFiniteError
 from common.finite import FiniteWatch
 from common.gan.perceptual import VGGFeatures
 from common.gan.teachers import TEACHERS
 from common.images import write_image
+from common.run import Run
 from common.testing import assert_same, log, state
 
 import numpy as np
@@ -119,13 +122,20 @@ def test_killed_and_resumed_is_bit_for_bit_the_straight_run(tmp_path, straight):
     assert log(folder) == log(tmp_path / "distil")
 
 
-def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path, straight):
+def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path, straight, monkeypatch):
     model, folder = straight
     step = {"pix2pix": 5, "cyclegan": 11}[model]  # inside an epoch; of CycleGAN's students'
-    words = arguments(tmp_path, model)
-    done = interrupted(words, 15, step)
-    assert done.returncode == 143 and "--resume auto" in done.stderr
-    assert state(tmp_path / "distil")["step"] == step
+    words, watch, pending = arguments(tmp_path, model), Run.watch, [signal.SIGTERM]
+
+    def watch_and_signal(run, at, *rest):
+        if at == step and pending:
+            os.kill(os.getpid(), pending.pop())
+        return watch(run, at, *rest)
+
+    monkeypatch.setattr(Run, "watch", watch_and_signal)
+    with pytest.raises(Interrupted, match="--resume auto") as stopped:
+        train.main(words)
+    assert stopped.value.code == 143 and state(tmp_path / "distil")["step"] == step
     train.main([*words, "--resume", "auto"])
     assert_same(state(folder), state(tmp_path / "distil"))
 
