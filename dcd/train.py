@@ -111,7 +111,8 @@ class Experiment:
                 self._after_step(now)
             improved = self._judge(now.kind) if now.judged else False
             if now.judged and distributed.is_main():
-                shown = [self.generator if now.kind != "student" else self._supervisor(), self.student.network]
+                shown = [self._supervisor() if now.kind == "student" else self.generator]
+                shown += [] if now.kind == "teacher" else [self.student.network]
                 draw_samples(run.sample(f"{self.place + 1:04d}.png"), self.test, shown, run.device)
             self.place, self.done = self.place + 1, 0
             self._save(improved)
