@@ -84,6 +84,8 @@ def steps_of_epoch(classes: list[Tensor], stage: Stage) -> int:
             f"the class of the widest network has {len(classes[0])} tiles, fewer than a batch of {stage.batch_size}; "
             "give more images, smaller tiles.train or a smaller batch_size"
         )
+    if not all(map(len, classes)):
+        raise InputError("a class has no tile, since images have fewer than three; give smaller tiles.train")
     return len(classes) * (len(classes[0]) // stage.batch_size)
 
 

@@ -44,7 +44,8 @@ def main(argv: list[str]) -> dict:
     thresholds = own.get("state", {}).get("thresholds") or calibration(conf, train, device)
 
     metrics = evaluate(network, test, conf, thresholds)
-    whole = models.macs(network, 1.0, padded(test.size(0), network.multiple)) / 1e9
+    sizes = [padded(test.size(number), network.multiple) for number in range(len(test))]
+    whole = sum(models.macs(network, 1.0, size) for size in sizes) / len(sizes) / 1e9
     metrics |= {"gmac_full": whole, "reduction_percent": 100 * (1 - metrics["gmac_image"] / whole)}
     metrics |= {"params": models.parameters(network).total}
     if given.compare:

@@ -116,6 +116,9 @@ class Demoirer:
             raise InputError(f"routing.fixed is {routing.fixed}, but there are only {len(widths)} widths, from 0 on")
         if routing.kind == "threshold" and len(thresholds) != len(widths) - 1:
             raise InputError(f"{len(widths)} widths need {len(widths) - 1} thresholds, got {len(thresholds)}")
+        plan(tile, tile, network.multiple, overlap)  # refuses what no image could be cut into
+        if routing.kind == "budget":
+            self.costs(network, widths, tile, routing.budget)
         self.network, self.widths, self.tile = network, tuple(widths), tuple(tile)
         self.routing, self.prior, self.overlap, self.seed = routing, prior, overlap, seed
         self.thresholds, self.batch, self.precision = list(thresholds), batch, precision
@@ -170,16 +173,21 @@ class Demoirer:
         if kind == "threshold":
             return routes.by_threshold(scores, self.thresholds), scores
         if kind == "budget":
-            costs = [models.macs(self.network, width, (grid.height, grid.width)) for width in self.widths]
-            budget = self.routing.budget * count * costs[0]
-            if budget < count * costs[-1]:
-                raise InputError(
-                    f"a budget of {self.routing.budget:.3g} of the widest network is below the narrowest one's "
-                    f"{costs[-1] / costs[0]:.3g}; give at least that"
-                )
-            return routes.by_budget(scores, costs, budget), scores
+            costs = self.costs(self.network, self.widths, (grid.height, grid.width), self.routing.budget)
+            return routes.by_budget(scores, costs, self.routing.budget * count * costs[0]), scores
         function: Callable = {"rank": routes.by_rank, "released": routes.released, "inverse": routes.inverse}[kind]
         return function(scores, widths), scores
+
+    @staticmethod
+    def costs(network: nn.Module, widths: Sequence[float], tile: tuple[int, int], budget: float) -> list[int]:
+        """Multiply-adds of a tile at each width. Errors: InputError for a budget that even the narrowest exceeds."""
+        found = [models.macs(network, width, tuple(tile)) for width in widths]
+        if budget * found[0] < found[-1]:
+            raise InputError(
+                f"a budget of {budget:.3g} of the widest network is below the narrowest one's "
+                f"{found[-1] / found[0]:.3g}; give at least that"
+            )
+        return found
 
     def restore(self, tiles: Tensor, choice: Tensor) -> Tensor:
         """Tiles uint8 [N, 3, h, w] through the networks of their widths, those of one width together: float32."""

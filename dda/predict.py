@@ -9,6 +9,7 @@ went through the widest network, yellow through the middle one, green through th
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 from common import checkpoint, distributed
@@ -117,7 +118,7 @@ def targets(inputs: list[Path], folder: Path) -> list[Path]:
     """A .png of its own for every input, told apart by a number where names repeat; never an input itself."""
     taken, made = {path.resolve() for path in inputs}, []
     for path in inputs:
-        names = (folder / f"{path.stem}{end}.png" for end in ("", *(f"_{i}" for i in range(2, len(inputs) + 3))))
+        names = (folder / f"{path.stem}{f'_{i}' if i > 1 else ''}.png" for i in itertools.count(1))
         made.append(next(n for n in names if not taken & {n.resolve(), map_of(n).resolve()}))
         taken |= {made[-1].resolve(), map_of(made[-1]).resolve()}
     return made

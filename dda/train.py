@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dda import data, models
 from dda.classes import Batch, batches, split, steps_of_epoch, tile_scores
 from dda.config import Config, Stage
-from dda.evaluation import calibration, evaluate
+from dda.evaluation import calibration, demoirer, evaluate
 from dda.inference import check_widths
 from dda.method.losses import multi_scale
 from dda.method.schedule import LOWEST_RATE, multistep, plateau
@@ -47,17 +47,19 @@ def wanted(config: Config, stage: str) -> bool:
 
 
 def check(config: Config) -> None:
-    """Errors: InputError for widths, crops and tiles that do not fit each other."""
+    """Errors: InputError for widths, routes, crops and tiles that cannot be used or do not fit each other."""
     check_widths(config.widths)
     if len(config.widths) not in (1, 3):
         raise InputError(f"{len(config.widths)} widths: the class split knows three classes; give three, or one")
     with torch.device("meta"):
-        multiple = build(config).multiple
+        network = build(config)
+        demoirer(config, network, [0.0] * (len(config.widths) - 1))  # refuses routes, tiles and budgets
     for name in STAGES:
         stage = getattr(config, name)
-        if wanted(config, name) and (stage.patch % multiple or stage.patch > min(config.tiles.train)):
+        if wanted(config, name) and (stage.patch % network.multiple or stage.patch > min(config.tiles.train)):
             raise InputError(
-                f"{name}.patch {stage.patch} must be a multiple of {multiple} and fit tiles.train {config.tiles.train}"
+                f"{name}.patch {stage.patch} must be a multiple of {network.multiple} and fit tiles.train "
+                f"{config.tiles.train}"
             )
 
 

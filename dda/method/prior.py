@@ -64,7 +64,7 @@ def _moments(plane: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def _axis(source: int, size: int, vertical: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _axis(source: int, size: int, vertical: bool, device: torch.device) -> tuple:
     """The two source positions and integer weights (of 2048) of every output position along one axis."""
     scale = torch.tensor(source / size, dtype=torch.float64)
     position = ((torch.arange(size, dtype=torch.float64) + 0.5) * scale - 0.5).float()
@@ -75,8 +75,16 @@ def _axis(source: int, size: int, vertical: bool, device: torch.device) -> tuple
         fraction = torch.where((start < 0) | (start >= source - 1), 0.0, fraction)
         start = start.clamp(0, source - 1)
     weights = [(part * 2048).round().int() for part in (1 - fraction, fraction)]
-    positions = [p.clamp(0, source - 1) for p in (start, start + 1)]
-    return tuple(t.to(device) for t in (*positions, *weights))
+    positions = [_evenly(p.clamp(0, source - 1), device) for p in (start, start + 1)]
+    return *positions, *(weight.to(device) for weight in weights)
+
+
+def _evenly(positions: Tensor, device: torch.device) -> slice | Tensor:
+    """The positions as a slice where they are evenly spaced, as in halving; a strided view costs less than a gather."""
+    steps = positions.diff().unique().tolist()
+    if len(steps) == 1 and steps[0] > 0:
+        return slice(int(positions[0]), int(positions[-1]) + 1, steps[0])
+    return positions.to(device)
 
 
 def resize_linear(images: Tensor, size: tuple[int, int]) -> Tensor:

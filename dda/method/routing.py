@@ -94,7 +94,7 @@ def by_budget(scores: Tensor, costs: list[int], budget: float) -> Tensor:
     if spent > budget:
         raise ValueError(f"{tiles} tiles at the narrowest width need {spent} multiply-adds, more than {budget:.0f}")
     choice = [narrowest] * tiles
-    order = scores.argsort(descending=True, stable=True).tolist()
+    order = scores.argsort(dim=0, descending=True, stable=True).tolist()
     for level in range(narrowest, 0, -1):
         extra = costs[level - 1] - costs[level]
         for tile in order:

@@ -35,7 +35,6 @@ TINY = {
     "first.validate_every": 1,
     "run.log_every": 1,
 }
-CLOCK = ("seconds_image",)
 command = partial(testing.python, PROJECT)
 interrupted = partial(testing.signalled, PROJECT)
 
@@ -269,7 +268,7 @@ def test_weights_of_the_other_network_are_refused(tmp_path, straight):
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_one_step_of_every_config(tmp_path, path):
     conf = config.load(Config, path)
-    size = tuple(max(a, b) for a, b in zip(conf.tiles.train, conf.tiles.test))
+    size = tuple(max(2 * a, b) for a, b in zip(conf.tiles.train, conf.tiles.test))  # tiles for every class
     size = (1080 if conf.data.name == "fhdmi" else size[0], size[1])
     root = tmp_path / "data"
     for number, side in enumerate(("train", "test")):
@@ -277,7 +276,8 @@ def test_one_step_of_every_config(tmp_path, path):
             write_image(root / side / folder / "0.png", np.full((*size, 3), 90 + 20 * number, np.uint8))
     words = ["--config", str(path), "--out", str(tmp_path / "run"), "--first.batch_size=1", "--network.channels=4"]
     words += ["--first.epochs=1", "--second.epochs=0", "--data.limit=1"]
-    here = ["--data.root=", "--data.test_photos=[chelsea]", "--data.whole_test=0"]
+    here = ["--data.test_photos=[chelsea]", "--data.whole_test=0", "--data.height=256", "--data.width=256"]
+    here += ["--tiles.train=[128, 128]", "--first.patch=64"]
     words += [f"--data.root={root}"] if root.exists() else here
     train.main(words)
     assert checkpoint.load(tmp_path / "run" / "first" / "last.pt")["step"] >= 1
