@@ -113,12 +113,12 @@ def test_the_prior_s_modes_reach_the_scores():
 def test_overlapping_tiles_are_blended():
     """Where neighbouring tiles of a flat picture go through other widths, an overlap takes the step out."""
     image, steps = torch.full((3, 32, 96), 128, dtype=torch.uint8), {}
-    for overlap in (0, 32):
+    for overlap in (0, 24):
         routed = Demoirer(network(), (1.0, 0.25), tile=(32, 48), overlap=overlap)
         routed.choose = lambda tiles, *_: (torch.arange(len(tiles)) % 2, None)
         result = routed(image).image
         steps[overlap] = (result[:, :, 48] - result[:, :, 47]).mean().abs()
-    assert steps[32] < steps[0] / 2
+    assert steps[24] < steps[0] / 2
 
 
 @pytest.mark.parametrize("widths", [(), (0.5, 0.75), (0.5, 0.5), (1.2, 0.5), (0.5, 0.0), (0.5, -1)])
