@@ -51,16 +51,22 @@ def macs(model: nn.Module, *inputs) -> int:
     neither is a kernel of one's own that torch knows no formula for. The model's modes and buffers stay as they are.
     """
     modes = [(module, module.training) for module in model.modules()]
+    trained = [p for p in model.parameters() if p.requires_grad]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False)
     try:
         model.eval()
+        # Even without gradients a view of a trained parameter says that it requires one, and the counter trips on it.
+        for parameter in trained:
+            parameter.requires_grad_(False)
         # torch has no formula for its fused CPU attention and would count 0; unfused, it is two matrix products.
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for module, training in modes:
             module.training = training
     return counter.get_total_flops() // 2

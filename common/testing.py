@@ -19,8 +19,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(project: Path, words: list[str], **environment: str) -> subprocess.CompletedProcess:
-    """Run this Python with the words in a project's folder, one thread, as a user would; output as text."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    """Run this Python with the words in a project's folder, as a user would; output as text.
+
+    It gets as many threads as this process has, since sums depend on their number in the last bit.
+    """
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **threads, **environment}
     return subprocess.run([sys.executable, *words], cwd=project, env=variables, capture_output=True, text=True)
 
 

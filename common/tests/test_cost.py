@@ -65,6 +65,21 @@ def test_macs_leave_the_model_alone(net):
     assert [module.training for module in net.modules()] == modes
 
 
+def test_macs_where_a_view_of_a_parameter_enters_a_module():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.head = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.token.expand(len(x), -1, -1))
+
+    net = Token()
+    net.head.bias.requires_grad_(False)
+    assert cost.macs(net, torch.zeros(2, 1)) == 2 * 4 * 3
+    assert [p.requires_grad for p in net.parameters()] == [True, True, False]
+
+
 def test_macs_of_the_meta_device():
     with torch.device("meta"):
         assert cost.macs(nn.Linear(4096, 4096, bias=False), torch.zeros(1, 4096)) == 4096**2
