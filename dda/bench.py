@@ -96,7 +96,7 @@ def bench_inference(name: str, size: int, rounds: int) -> dict:
     runs = {"contiguous": contiguous, "last": last, "routed": lambda: routed(image)}
     tiles = routed.cut(image, routed.grid((size, size)))
     if name == "dmcnn":
-        runs["prior"] = torch.inference_mode()(lambda: moire_prior(tiles))
+        runs["prior"] = torch.inference_mode()(lambda: moire_prior(tiles, dtype=torch.float32))  # as Demoirer does
     seconds = interleaved(runs, rounds, warmup=1)
     share = routed(image).macs / models.macs(network, 1.0, (size, size))
     note = {"workload": f"{name} {size} x {size}, widths {WIDTHS}, 1 / 2 / 1", "share": share}

@@ -23,6 +23,8 @@ class Network:
     """output: the release's sigmoid, the original MBCNN's linear one (row 10), or a demonstration's residual head"""
     fix_conv5_cat: bool = False
     """let conv_func5 of MBCNN use the same columns for RGB at every width (row 8)"""
+    start: Literal["torch", "he"] = "torch"
+    """initialisation: PyTorch's own as in the release, or He's, which lets a short training of DMCNN get further"""
     weights: str | None = None
     """weights to start from, ours or the release's"""
 

@@ -14,10 +14,10 @@ from dda.classes import tile_scores
 from dda.config import Config
 from dda.inference import Demoirer, Result, overlay
 from dda.method.routing import by_rank, calibrate
-from dda.metrics import Rounding, scores, to_uint8
+from dda.metrics import Rounding, psnr_fitted, scores, to_uint8
 
 NAMES = ("psnr_uint8", "psnr_float", "ssim_uniform7", "ssim_gaussian11", "ciede2000")
-NAMES += ("psnr_input", "psnr_hard", "gmac_image", "seconds_image")
+NAMES += ("psnr_input", "psnr_fitted", "psnr_hard", "gmac_image", "seconds_image")
 
 
 def calibration(config: Config, train, device: torch.device) -> list[float]:
@@ -48,6 +48,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Every number of the protocol, averaged over the test images; the same on all ranks.
 
+    psnr_input is the moiré image's, psnr_fitted the same after its best global gain and offset.
     picture: where the first image goes as moiré, result, clean and width map side by side.
     """
     routed = demoirer(config, network, thresholds)
@@ -62,6 +63,7 @@ def evaluate(
         before = scores(image[None] / 255, clean[None], "round")
         row |= {
             "psnr_input": before["psnr_uint8"],
+            "psnr_fitted": psnr_fitted(image[None], clean[None]),
             "psnr_hard": psnr_hard(routed, result, clean, hardness, config.rounding),
         }
         row |= {"gmac_image": result.macs / 1e9, "seconds_image": result.seconds}

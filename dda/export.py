@@ -2,10 +2,12 @@
 
     python export.py [--weights runs/NAME/first/best.pt] --out phone/ [--widths 0.75 0.5 0.25] [--tile 512x512]
     python phone.py phone/ photo.jpg clean.png            the whole method in numpy and onnxruntime, without torch
+    python export.py --weights runs/NAME/first/best.pt --format supernet --out weights/
 
 Writes one file a width (w075.onnx …), each a plain network, float32 [1, 3, height, width] in [0, 1] -> the same shape,
 and routing.json: files and widths from the widest on, the tile's size, multiply-adds of a tile. The filter of MBCNN is
-folded. Every file is run once and compared with the sub-network it was made of.
+folded. Every file is run once and compared with the sub-network it was made of. `--format supernet` instead writes
+the one network of all widths in half precision, dmcnn_dda.safetensors or mbcnn_dda.safetensors, for predict.py.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from torch import nn
 
 from dda import models
 from dda.inference import check_widths
+from dda.models.weights import save_supernet
 from dda.predict import SHIPPED, load, size
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> Path:
     parser.add_argument("--widths", nargs="+", type=float, help="falling; default: a run's own, else 0.75 0.5 0.25")
     parser.add_argument("--tile", default="512x512", type=size, help="HEIGHTxWIDTH of a tile (default: 512x512)")
     parser.add_argument("--out", required=True, help="folder of the files")
-    parser.add_argument("--format", choices=[*FORMATS], default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=[*FORMATS, "supernet"], default="onnx", help="default: onnx")
     given = parser.parse_args(argv)
     network, widths = load(Path(given.weights), given.widths)
     check_widths(widths)
@@ -50,6 +53,11 @@ def main(argv: list[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}); give another folder") from error
+    if given.format == "supernet":
+        path = folder / f"{network.architecture.lower()}_dda.safetensors"
+        save_supernet(network, widths, path)
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, widths {widths}, {network.options}")
+        return folder
     example = torch.rand(1, 3, *given.tile, generator=torch.Generator().manual_seed(0))
     files = []
     for width in widths:

@@ -33,6 +33,19 @@ def psnr_joint(a: Tensor, b: Tensor) -> Tensor:
     return 10 * (255**2 / (a.double() - b.double()).square().mean()).log10()
 
 
+def psnr_fitted(image: Tensor, clean: Tensor) -> Tensor:
+    """PSNR in dB of an image after the one gain and offset that bring it closest to the clean one, float64 [B].
+
+    image, clean: uint8 [B, 3, H, W]. The least-squares fit over all pixels and channels, clamped to 0..255 and not
+    rounded: what any tone curve of a straight line could reach, hence what a restoration must beat.
+    """
+    x, y = (t.flatten(1).double() for t in (image, clean))
+    centred = x - x.mean(1, keepdim=True)
+    gain = (centred * y).sum(1, keepdim=True) / centred.square().sum(1, keepdim=True).clamp(min=1e-9)
+    fitted = (gain * centred + y.mean(1, keepdim=True)).clamp(0, 255)
+    return 10 * (255**2 / (fitted - y).square().mean(1).clamp(min=1e-9)).log10()
+
+
 def lab(pixels: Tensor) -> Tensor:
     """CIELAB of uint8 sRGB [..., 3], float64: D65, 2-degree observer."""
     value = pixels.double() / 255

@@ -134,7 +134,10 @@ def load(path: Path, widths: list[float] | None) -> tuple[nn.Module, tuple[float
     if path == SHIPPED and not path.is_file():
         raise InputError(f"{path}: the shipped weights are not there; give --weights")
     options, own = {}, WIDTHS
-    if path.suffix != ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
+        options, noted = models.stored_options(path)
+        own = noted or WIDTHS
+    else:
         try:
             config = from_dict(Config, checkpoint.load_own(path, "dda")["config"])
             n = config.network

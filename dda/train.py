@@ -66,7 +66,8 @@ def check(config: Config) -> None:
 def build(config: Config) -> nn.Module:
     """The network of a config with fresh weights."""
     n = config.network
-    return models.build(n.name, channels=n.channels, lbf=n.lbf, head=n.head, fix_conv5_cat=n.fix_conv5_cat)
+    kind = {"lbf": n.lbf, "head": n.head, "fix_conv5_cat": n.fix_conv5_cat}
+    return models.build(n.name, channels=n.channels, start=n.start, **kind)
 
 
 def fit(run: Run, config: Config, stage: Stage, train, test) -> None:

@@ -16,12 +16,14 @@ from torch import nn
 
 from dda.models.dmcnn import DMCNN
 from dda.models.mbcnn import MBCNN
-from dda.models.weights import detect, load_weights, size_of
+from dda.models.weights import detect, load_weights, size_of, stored_options
 
 __all__ = ["DMCNN", "MBCNN", "NETWORKS", "build", "detect", "load_weights", "macs", "parameters", "restore"]
+__all__ += ["stored_options"]
 
 NETWORKS = ("mbcnn", "dmcnn")
 HEADS = ("sigmoid", "linear", "residual")
+STARTS = ("torch", "he")
 
 
 def build(
@@ -31,17 +33,21 @@ def build(
     lbf: str = "official",
     head: str = "sigmoid",
     fix_conv5_cat: bool = False,
+    start: str = "torch",
 ) -> nn.Module:
     """The network of a name; channels: nFilters of MBCNN (64), finest branch of DMCNN (32). Errors: InputError."""
     if name not in NETWORKS:
         raise InputError(f"there is no network {name!r}; choose from {', '.join(NETWORKS)}")
     if head not in HEADS or lbf not in ("official", "idct"):
         raise InputError(f"head {head!r} and lbf {lbf!r}: choose from {', '.join(HEADS)} and from official, idct")
-    if name == "mbcnn":
-        return MBCNN(channels or 64, lbf, head, fix_conv5_cat)
-    if lbf != "official" or fix_conv5_cat:
+    if start not in STARTS or (name == "mbcnn" and start != "torch"):
+        raise InputError(f"start {start!r}: choose from {', '.join(STARTS)}; he is for dmcnn only")
+    if name == "dmcnn" and (lbf != "official" or fix_conv5_cat):
         raise InputError("lbf and fix_conv5_cat are parts of mbcnn; leave them out for dmcnn")
-    return DMCNN(channels or 32, head)
+    mbcnn = name == "mbcnn"
+    network = MBCNN(channels or 64, lbf, head, fix_conv5_cat) if mbcnn else DMCNN(channels or 32, head, start)
+    network.options = {"lbf": lbf, "head": head, "fix_conv5_cat": fix_conv5_cat}
+    return network
 
 
 def restore(path: str | PathLike, **options) -> nn.Module:
@@ -70,5 +76,6 @@ def _macs(name: str, channels: int, width: float, height: int, width_px: int) ->
 
 @functools.cache
 def _outline(name: str, channels: int) -> nn.Module:
-    with torch.device("meta"):
+    # Kept for later calls, and routed inference may be the first to ask: an inference tensor could not be counted.
+    with torch.inference_mode(False), torch.device("meta"):
         return build(name, channels=channels)

@@ -36,16 +36,32 @@ def decoder(*channels: int) -> Chain:
     return Chain(*with_relu(ups), nn.Conv2d(channels[-1], 3, 3, padding=1))
 
 
+def awaken(network: nn.Module) -> None:
+    """He initialisation with the layers that give RGB at a tenth of it: every branch is heard from the first step on.
+
+    PyTorch's own shrinks the signal to about 0.4 at each ReLU, so that after some twenty layers the coarse branches
+    say nothing yet. A transposed convolution of stride s sums only kernel² / s² values of each channel.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            taps = layer.kernel_size[0] ** 2 / (layer.stride[0] ** 2 if transposed else 1)
+            last = type(layer) is nn.Conv2d
+            nn.init.normal_(layer.weight, std=(0.1 if last else 1) * (2 / (layer.in_channels * taps)) ** 0.5)
+            nn.init.zeros_(layer.bias)
+
+
 class DMCNN(nn.Module):
     """x [B, 3, H, W] in [0, 1], H and W divisible by 16 -> [the picture, same shape] (section 3.2).
 
-    channels: those of the finest branch; the others have twice as many.
+    channels: those of the finest branch; the others have twice as many. start: PyTorch's own initialisation as in the
+    release, or He's (`awaken`), with which a short training gets further.
     """
 
     architecture = "DMCNN"
     multiple = 16
 
-    def __init__(self, channels: int = 32, head: str = "sigmoid"):
+    def __init__(self, channels: int = 32, head: str = "sigmoid", start: str = "torch"):
         super().__init__()
         c, d = channels, 2 * channels
         self.channels, self.head = channels, head
@@ -55,6 +71,8 @@ class DMCNN(nn.Module):
         for branch, parts in enumerate(zip(encoders, bodies, decoders), 1):
             for part, name in zip(parts, ("1", "3", "2")):  # body before decoder, as in the release
                 self.add_module(f"s{branch}{name}", part)
+        if start == "he":
+            awaken(self)
 
     def forward(self, x: Tensor, width: float = 1.0) -> list[Tensor]:
         total, encoded = 0, x

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dda import bench, export, models
+from dda import bench, export, models, predict
 from dda.inference import Demoirer
 from dda.method.prior import moire_prior
 from dda.method.routing import by_rank
 from dda.metrics import to_uint8
+from dda.models.weights import save_supernet
 from dda.tests.oracle_networks import rule_weights
 
 ROOT = Path(__file__).parent.parent
@@ -28,14 +29,20 @@ def weights(folder: Path, name: str) -> Path:
     return folder / "w.safetensors"
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
-def test_onnx_files_hold_the_sub_networks(name, tmp_path: Path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, Path]:
+    """(weights, ONNX folder) of a small DMCNN."""
+    pytest.importorskip("onnxruntime")
+    path = weights(tmp_path_factory.mktemp("dmcnn"), "dmcnn")
+    return path, export.main(["--weights", str(path), "--tile", "32x48", "--out", str(path.parent / "phone")])
+
+
+def check_files(path: Path, folder: Path, widths: list[float]) -> None:
+    """Each ONNX file gives what the supernet of `path` gives at its width."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    words = ["--weights", str(weights(tmp_path, name)), "--tile", "32x48", "--out", str(tmp_path / "phone")]
-    folder = export.main(words)
     routing = json.loads((folder / "routing.json").read_text())
-    assert routing["tile"] == [32, 48] and [entry["width"] for entry in routing["widths"]] == [0.75, 0.5, 0.25]
-    network = models.restore(tmp_path / "w.safetensors")
+    assert routing["tile"] == [*TILE] and [entry["width"] for entry in routing["widths"]] == widths
+    network = models.restore(path)
     x = torch.rand(1, 3, *TILE)
     for entry in routing["widths"]:
         session = onnxruntime.InferenceSession(folder / entry["file"], providers=["CPUExecutionProvider"])
@@ -43,6 +50,16 @@ def test_onnx_files_hold_the_sub_networks(name, tmp_path: Path):
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), network(x, entry["width"])[-1], atol=1e-5, rtol=0)
         assert entry["macs"] == models.macs(network, entry["width"], TILE)
+
+
+def test_onnx_files_hold_the_sub_networks(exported):
+    check_files(*exported, [0.75, 0.5, 0.25])
+
+
+def test_an_onnx_file_holds_mbcnn_folded(tmp_path: Path):
+    path = weights(tmp_path, "mbcnn")
+    words = ["--weights", str(path), "--tile", "32x48", "--widths", "0.5", "--out", str(tmp_path / "phone")]
+    check_files(path, export.main(words), [0.5])
 
 
 def test_torchscript_files_hold_the_sub_networks(tmp_path: Path):
@@ -54,17 +71,14 @@ def test_torchscript_files_hold_the_sub_networks(tmp_path: Path):
         torch.testing.assert_close(found, network(x, 0.25)[-1], atol=1e-6, rtol=0)
 
 
-def test_the_phone_restores_a_picture_as_torch_does(tmp_path: Path):
-    pytest.importorskip("onnxruntime")
-    folder = export.main(
-        ["--weights", str(weights(tmp_path, "dmcnn")), "--tile", "64x64", "--out", str(tmp_path / "phone")]
-    )
-    picture = bench.picture(128, 192)
+def test_the_phone_restores_a_picture_as_torch_does(exported, tmp_path: Path):
+    path, folder = exported
+    picture = bench.picture(64, 144)
     write_image(tmp_path / "photo.png", picture.permute(1, 2, 0).contiguous().numpy())
     done = python(ROOT, ["phone.py", str(folder), str(tmp_path / "photo.png"), str(tmp_path / "clean.png")])
     assert done.returncode == 0, done.stderr
     assert "[2, 2, 2]" in done.stdout
-    result = Demoirer(models.restore(tmp_path / "w.safetensors"), (0.75, 0.5, 0.25), tile=(64, 64))(picture)
+    result = Demoirer(models.restore(path), (0.75, 0.5, 0.25), tile=TILE)(picture)
     expected = to_uint8(result.image, "round").permute(1, 2, 0).numpy()
     found = read_image(tmp_path / "clean.png")
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -82,12 +96,21 @@ def test_the_phones_prior_and_ranks_are_the_methods():
         assert phone.choose(scores.tolist(), widths).tolist() == by_rank(scores, widths).tolist()
 
 
-def test_the_phone_takes_a_picture_that_tiles_do_not_fill(tmp_path: Path):
-    pytest.importorskip("onnxruntime")
-    words = ["--weights", str(weights(tmp_path, "dmcnn")), "--tile", "32x32", "--out", str(tmp_path / "phone")]
+def test_the_phone_takes_a_picture_that_tiles_do_not_fill(exported):
     phone = pytest.importorskip("dda.phone")
-    restored, choice = phone.Demoirer(export.main(words))(bench.picture(50, 20).permute(1, 2, 0).numpy())
+    restored, choice = phone.Demoirer(exported[1])(bench.picture(50, 20).permute(1, 2, 0).numpy())
     assert restored.shape == (50, 20, 3) and len(choice) == 2
+
+
+def test_a_stored_supernet_knows_its_head_and_widths(tmp_path: Path):
+    network = rule_weights(models.build("dmcnn", channels=8, head="residual"), 1)
+    save_supernet(network, (0.8, 0.5, 0.3), tmp_path / "w.safetensors")
+    words = ["--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out"), "--format", "supernet"]
+    restored, widths = predict.load(export.main(words) / "dmcnn_dda.safetensors", None)
+    assert widths == (0.8, 0.5, 0.3)
+    x = torch.rand(1, 3, *TILE)
+    with torch.no_grad():
+        torch.testing.assert_close(restored(x, 0.5)[-1], network(x, 0.5)[-1], atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

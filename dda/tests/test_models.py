@@ -56,6 +56,13 @@ def test_multiply_adds_are_those_of_the_table(meta, name, height, width):
     assert found == pytest.approx(expected, abs=5.1e-4)
 
 
+def test_counting_may_begin_inside_inference_mode():
+    network = models.build("dmcnn", channels=5)
+    with torch.inference_mode():
+        first = models.macs(network, 1.0, (16, 16))
+    assert models.macs(network, 1.0, (32, 32)) == 4 * first
+
+
 def test_dmcnn_costs_what_the_specification_states_per_pixel(meta):
     found = [models.macs(meta["dmcnn"], w, (512, 512)) / 512**2 for w in WIDTHS]
     assert found == pytest.approx([168_176, 115_346, 89_182.72, 76_016, 62_289.80, 50_186], abs=0.005)
