@@ -106,7 +106,7 @@ class StoredPairs:
         names, parts, sizes, masks = [], [], [], []
         for name, moire, clean, mask in pairs:
             names.append(name)
-            parts.append(torch.from_numpy(np.concatenate([moire, clean], 2)).view(-1, 6))
+            parts.append(torch.from_numpy(np.concatenate([moire, clean], 2)).reshape(-1, 6))
             sizes.append(moire.shape[:2])
             masks.append(mask)
         return cls(names, torch.cat(parts), sizes, masks)

@@ -5,6 +5,7 @@
     python eval.py --checkpoint ckpt_best.pth --config configs/NAME.yaml  (released weights)
 
 PSNR, SSIM and CIEDE2000 are those of 8-bit images, psnr_float that of the network's output; section 6 says how.
+gain_db is what the network adds to the moiré image after its best global gain and offset (psnr_fitted).
 """
 
 import argparse
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> dict:
     sizes = [padded(test.size(number), network.multiple) for number in range(len(test))]
     whole = sum(models.macs(network, 1.0, size) for size in sizes) / len(sizes) / 1e9
     metrics |= {"gmac_full": whole, "reduction_percent": 100 * (1 - metrics["gmac_image"] / whole)}
-    metrics |= {"params": models.parameters(network).total}
+    metrics |= {"gain_db": metrics["psnr_uint8"] - metrics["psnr_fitted"], "params": models.parameters(network).total}
     if given.compare:
         found = compare(network, test, conf)
         print_comparison(found)

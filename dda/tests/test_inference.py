@@ -2,12 +2,14 @@
 
 from common.errors import InputError
 
+import numpy as np
 import pytest
 import torch
 
 from dda import models
 from dda.config import Prior, Routing
 from dda.inference import Demoirer, check_widths, mirror, overlay, plan
+from dda.metrics import psnr_fitted
 
 WIDTHS = (0.75, 0.5, 0.25)
 
@@ -147,3 +149,13 @@ def test_the_map_is_red_where_wide_and_green_where_narrow():
     red, green, _ = overlay(grey, result).float().unbind(0)
     assert result.choice.tolist() == [2, 1, 0]
     assert red[16, 80] > green[16, 80] and green[16, 16] > red[16, 16]
+
+
+def test_the_fitted_baseline_is_the_straight_line_of_least_squares():
+    """Against numpy's fit of a line, and exact for a picture that only its tone tells from the clean one."""
+    image, clean = torch.randint(40, 200, (2, 2, 3, 9, 11), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for number, found in enumerate(psnr_fitted(image, clean).tolist()):
+        x, y = (t[number].flatten().double().numpy() for t in (image, clean))
+        error = np.square(np.polyval(np.polyfit(x, y, 1), x) - y).mean()
+        assert found == pytest.approx(10 * np.log10(255**2 / error), abs=1e-9)
+    assert psnr_fitted(clean // 2 * 2, clean // 4 * 2 + 10).min() > 40 > psnr_fitted(image, clean).max()
