@@ -77,6 +77,25 @@ def split(scored: Scored, config: Config) -> list[Tensor]:
     return [scored.place[member[:, number]] for number in range(member.shape[1])]
 
 
+def classed(pairs, config: Config, device: torch.device) -> list[Tensor]:
+    """The tiles of each class: scored and ranked here, or those of folders that were split before.
+
+    Errors: InputError for ready tiles that are not of the size tiles.train.
+    """
+    if pairs.classes is None:
+        return split(tile_scores(pairs, config, device), config)
+    wrong = [number for number in range(len(pairs)) if tuple(pairs.size(number)) != tuple(config.tiles.train)]
+    if wrong:
+        size = pairs.size(wrong[0])
+        raise InputError(
+            f"{pairs.names[wrong[0]]} is a tile of {size[0]} x {size[1]}, but tiles.train is {config.tiles.train}; "
+            "give the tiles' size"
+        )
+    number = torch.tensor(pairs.classes)
+    place = torch.stack([torch.arange(len(pairs)), *torch.zeros(2, len(pairs), dtype=torch.int64)], 1)
+    return [place] if len(config.widths) == 1 else [place[number == c] for c in range(len(config.widths))]
+
+
 def steps_of_epoch(classes: list[Tensor], stage: Stage) -> int:
     """Every class gives as many batches as the first can fill (section 2.5). Errors: InputError if that is none."""
     if len(classes[0]) < stage.batch_size:

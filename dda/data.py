@@ -51,6 +51,7 @@ SOURCES = {
     "fhdmi": Source(("train",), ("test",), "FHDMi: He et al. 2020, github.com/PKU-IMRE/FHDe2Net", "12,000 pairs"),
     "uhdm": Source(("train",), ("test",), "UHDM: Yu et al. 2022, github.com/CVMI-Lab/UHDM", "5,000 pairs"),
     "tip2018": Source(("trainData", "train"), ("testData", "test"), "TIP2018: Sun, Yu, Wang 2018", "135,000 pairs"),
+    "classes": Source(("class1",), ("test",), "tiles that the release's scripts have scored and split", "any"),
     "pairs": Source(("train", "."), ("test",), "folders moire/ and clear/ of your own, or of synthesise.py", "any"),
 }
 
@@ -59,8 +60,9 @@ SOURCES = {
 class Data:
     """Which pairs are trained and tested on."""
 
-    name: Literal["photos", "pairs", "aim", "fhdmi", "uhdm", "tip2018"] = "photos"
-    """photos: synthetic moire over photographs; pairs: train/ and test/ with moire/ and clear/; else a data set"""
+    name: Literal["photos", "pairs", "classes", "aim", "fhdmi", "uhdm", "tip2018"] = "photos"
+    """photos: synthetic moire over photographs; pairs: train/ and test/ with moire/ and clear/; classes: the release's
+    tiles, already split into class1/ to class3/, and test/; else a data set"""
     root: str = ""
     """folder of the data set, or of clean photographs; empty: the photographs inside scikit-image"""
     limit: Index = 0
@@ -94,6 +96,8 @@ class StoredPairs:
     storage: uint8 [all pixels, 6], moire then clean; sizes: [(H, W)]. masks: strength of the moire, where it is known.
     """
 
+    classes: list[int] | None = None  # of each pair, 0 the widest network's; where the tiles come ready
+
     def __init__(self, names: list[str], storage: Tensor, sizes: list[tuple[int, int]], masks: list | None = None):
         self.names, self.storage, self.sizes, self.masks = names, storage, sizes, masks
         pixels = torch.tensor([h * w for h, w in sizes])
@@ -116,7 +120,9 @@ class StoredPairs:
 
     def to(self, device: torch.device | str) -> "StoredPairs":
         """The same pairs on a device; these stay where they are."""
-        return StoredPairs(self.names, self.storage.to(device), self.sizes, self.masks)
+        moved = StoredPairs(self.names, self.storage.to(device), self.sizes, self.masks)
+        moved.classes = self.classes
+        return moved
 
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of pair i."""
@@ -155,6 +161,8 @@ class FilePairs:
 
     resize: what the protocol does to a decoded picture [H, W, 3]; shape: the size that this gives from (H, W).
     """
+
+    classes: list[int] | None = None
 
     def __init__(self, paths: dict[str, tuple[Path, Path]], resize=None, shape=None, workers: int = 0):
         self.names, self.paths = list(paths), list(paths.values())
@@ -204,7 +212,9 @@ class FilePairs:
 
     def stored(self) -> StoredPairs:
         """All pairs decoded into memory."""
-        return StoredPairs.of((name, *self.read(i), None) for i, name in enumerate(self.names))
+        stored = StoredPairs.of((name, *self.read(i), None) for i, name in enumerate(self.names))
+        stored.classes = self.classes
+        return stored
 
 
 Pairs = StoredPairs | FilePairs
@@ -339,9 +349,27 @@ def find(name: str, root: str, side: Literal["train", "test"], limit: int = 0, w
         raise InputError(
             f"--data.root {root or '(empty)'}: {name}'s {side} pairs are looked for in {wanted}; give its folder"
         )
+    if (name, side) == ("classes", "train"):
+        return ready_classes(Path(root), limit, workers)
     pairs = (nested_partners if name == "uhdm" else partners)(there[0])
     pairs = dict(list(pairs.items())[:limit]) if limit else pairs
     return FilePairs(pairs, *RULES.get((name, side), (None, None)), workers)
+
+
+def ready_classes(root: Path, limit: int, workers: int) -> FilePairs:
+    """The tiles below class1/, class2/ and class3/, each with moire/ and clear/; limit: pairs of each class.
+
+    Errors: InputError for a class without a folder, or a tile without a partner.
+    """
+    paths, classes = {}, []
+    for number in range(3):
+        folder = root / f"class{number + 1}"
+        own = list(partners(folder).items())[: limit or None]
+        paths |= {f"{folder.name}/{stem}": pair for stem, pair in own}
+        classes += [number] * len(own)
+    pairs = FilePairs(paths, workers=workers)
+    pairs.classes = classes
+    return pairs
 
 
 def photographs(settings: Data) -> tuple[dict, dict]:

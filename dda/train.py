@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dda import data, models
-from dda.classes import Batch, batches, split, steps_of_epoch, tile_scores
+from dda.classes import Batch, batches, classed, steps_of_epoch
 from dda.config import Config, Stage
 from dda.evaluation import calibration, demoirer, evaluate
 from dda.inference import check_widths
@@ -78,7 +78,7 @@ def fit(run: Run, config: Config, stage: Stage, train, test) -> None:
     train = train.to(run.device)
     parameters = list(network.parameters())
     optimiser = torch.optim.Adam(parameters, stage.lr)
-    classes = split(tile_scores(train, config, run.device), config) if stage.epochs else []
+    classes = classed(train, config, run.device) if stage.epochs else []
     per_epoch = steps_of_epoch(classes, stage) if stage.epochs else 0
     thresholds = calibration(config, train, run.device)
     progress = {"rate": stage.lr, "scores": [], "best": 0.0}

@@ -1,6 +1,7 @@
 """Pairs: layouts and partners, sizes of the protocols, crops from memory and from files, faults, the photographs."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 from common.errors import InputError
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 
 from dda import data
+from dda.classes import classed
+from dda.config import Config, Tiles
 from dda.data import Data, FilePairs, StoredPairs
 from dda.synthesise import Moire
 
@@ -216,3 +219,30 @@ def test_the_command_reports_and_checks(tmp_path: Path, capsys):
     assert any(line.startswith("uhdm") and " missing " in line for line in lines)
     data.main(["--root", str(tmp_path / "fhdmi"), "--name", "fhdmi", "--decode", "true"])
     assert "fhdmi test: 3 pairs" in capsys.readouterr().out
+
+
+def classes_folder(root: Path, sizes: tuple[int, int, int] = (2, 3, 1)) -> Path:
+    """The release's tiles: sizes of the three classes, tiles of 32 x 48 that are told apart by their pixels."""
+    for folder, count in zip(("class1", "class2", "class3", "test"), (*sizes, 1)):
+        for i in range(count):
+            for side, offset in (("moire", 0), ("clear", 100)):
+                write_image(root / folder / side / f"{i}_s001.png", pixels(offset + i, 36, 48)[:32])
+    return root
+
+
+def test_tiles_that_were_split_before_keep_their_classes(tmp_path: Path):
+    train, test = data.load(Data(name="classes", root=str(classes_folder(tmp_path))))
+    assert train.classes == [0, 0, 1, 1, 1, 2] and len(test) == 1 and train.to("cpu").classes == train.classes
+    config = Config(tiles=Tiles(train=(32, 48)))
+    classes = classed(train, config, torch.device("cpu"))
+    assert [tiles[:, 0].tolist() for tiles in classes] == [[0, 1], [2, 3, 4], [5]]
+    assert not any(tiles[:, 1:].any() for tiles in classes)
+    assert len(classed(train, Config(widths=(1.0,), tiles=Tiles(train=(32, 48))), torch.device("cpu"))[0]) == 6
+    with pytest.raises(InputError, match=r"tiles\.train"):
+        classed(train, Config(), torch.device("cpu"))
+
+
+def test_a_class_without_its_folder_is_named(tmp_path: Path):
+    shutil.rmtree(classes_folder(tmp_path) / "class2" / "clear")
+    with pytest.raises(InputError, match="class2"):
+        data.load(Data(name="classes", root=str(tmp_path)))
