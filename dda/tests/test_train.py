@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dda import classes, data, eval, evaluation, models, train
+from dda import classes, data, eval, evaluation, figures, models, train
 from dda.config import Config, Stage
 
 PROJECT = Path(train.__file__).parent
@@ -214,6 +214,31 @@ def test_evaluation_repeats_the_run_s_own(straight):
     line = log(straight / "second")[-1]
     for name in evaluation.NAMES[:-1]:
         assert metrics[name] == pytest.approx(line[name], abs=1e-9)
+
+
+def test_scores_against_gains_are_drawn(straight, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = straight / "first" / "last.pt"
+    written = figures.main(["--checkpoint", str(path), "--out", str(tmp_path / "new" / "a.png")])
+    assert written.read_bytes().startswith(b"\x89PNG")
+    conf = config.from_dict(Config, checkpoint.load(path)["config"])
+    test = data.load(conf.data, conf.seed)[1]
+
+    class Same(torch.nn.Module):
+        """A network that changes nothing gains nothing."""
+
+        multiple = 16
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def slice(self, width):
+            return torch.nn.Identity()
+
+    found = figures.gains(Same(), test, conf)
+    assert found.gain.shape == (3, len(test) * 6) and len(found.score) == len(test) * 6
+    assert found.gain.abs().max() == 0 < found.score.std()
 
 
 def test_every_route_can_be_asked_for(straight):
