@@ -16,13 +16,13 @@ def conv(c_in: int, c_out: int, stride: int = 1, slim: tuple[bool, bool] = (True
 
 def with_relu(layers: list[nn.Module]) -> list[nn.Module]:
     """A ReLU after each layer."""
-    return [module for layer in layers for module in (layer, nn.ReLU())]
+    return [module for layer in layers for module in (layer, nn.ReLU(inplace=True))]
 
 
 def encoder(c_in: int, c_out: int, stride: int, slim_in: bool = True) -> Chain:
     """Two convolutions, no ReLU after the second: the next encoder and the body both receive a linear output."""
     middle = c_in if stride == 2 else c_out
-    return Chain(conv(c_in, middle, stride, (slim_in, True)), nn.ReLU(), conv(middle, c_out))
+    return Chain(conv(c_in, middle, stride, (slim_in, True)), nn.ReLU(inplace=True), conv(middle, c_out))
 
 
 def body(channels: int) -> Chain:

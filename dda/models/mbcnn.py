@@ -78,7 +78,7 @@ class Conv(Slimmable):
 
     def forward(self, x: Tensor, width: float = 1.0) -> Tensor:
         x = self.at(self.conv, x, width)
-        return F.relu(x) if self.relu else x
+        return F.relu_(x) if self.relu else x
 
 
 def dense_segments(layers: int, channels: int, growth: int) -> tuple:
