@@ -13,6 +13,7 @@ process of its own; cost is ours over the unrouted network's. With --threads all
 
 import argparse
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -56,11 +57,12 @@ def main(argv: list[str]) -> dict:
     torch.set_num_threads(1 if given.threads == "1" else os.cpu_count())
     torch.manual_seed(0)
     rows = {}
-    for name in models.NETWORKS if given.network == "both" else (given.network,):
+    names = models.NETWORKS if given.network == "both" else (given.network,)
+    if given.memory == "true":
+        rows = {row: values for name in names for row, values in bench_memory(name).items()}
+    for name in names:
         rows |= bench_inference(name, given.size, given.rounds)
         rows |= bench_step(name, given.rounds)
-        if given.memory == "true":
-            rows |= bench_memory(name)
     if given.threads == "all":
         rows = {f"{name}_all_cores": row for name, row in rows.items()}
     print(table(rows))
@@ -188,10 +190,18 @@ def peak(name: str, way: str) -> int:
         run = lambda: routed(image)
     else:
         run = torch.inference_mode()(lambda: network(image[None].float().div(255))[-1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = highest()
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return highest() - before
+
+
+def highest() -> int:
+    """Peak memory of this process so far, bytes; `getrusage` counts what the parent held at the fork on Linux."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
