@@ -17,7 +17,7 @@ import common.config
 from common.errors import InputError
 from common.run import environment
 
-from ci import project_module
+from ci import entry_module, file_of
 from ci.plan import Job, Plan
 from ci.results import ArmResult, Curve, CurveResult, Hardware, Named, ProjectResult, SharedResult, compare
 
@@ -70,12 +70,13 @@ def assemble(
         curves = [read_curve(curve, ended) for curve in plan.curves]
         return ArmResult(**run(name), metrics=[outcome.metrics for outcome in own.values()], curves=curves)
 
-    config = common.config.load(project_module(root, project, "config").Config, root / project / plan.config)
+    path = file_of(root, project, "train.py").parent / plan.config
+    config = common.config.load(entry_module(root, project, "train").Config, path)
     machine = environment(config, {})
     arms = {name: arm(name) for name in plan.arms}
     return ProjectResult(
         paper=plan.paper,
-        config=Named(f"{project}/{plan.config}", common.config.digest(config)),
+        config=Named(path.relative_to(root).as_posix(), common.config.digest(config)),
         data=read_data(job for job, outcome in outcomes.items() if not outcome.error),
         commit=machine["commit"] or None,
         dirty=machine["dirty"],
@@ -144,9 +145,10 @@ def processor() -> str:
 
 def commands(job: Job, root: Path) -> list[str]:
     """What a user types at the repository's root to get the same run."""
-    lines = [["python", f"{job.project}/train.py", *job.train]]
+    script = lambda name: file_of(root, job.project, name).relative_to(root).as_posix()
+    lines = [["python", script("train.py"), *job.train]]
     if job.checkpoint:
-        lines.append(["python", f"{job.project}/eval.py", "--checkpoint", str(job.checkpoint)])
+        lines.append(["python", script("eval.py"), "--checkpoint", str(job.checkpoint)])
     return [shell(words, root) for words in lines]
 
 

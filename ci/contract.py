@@ -5,6 +5,7 @@ A rule is a function from a project to its faults. A project that has not been b
 
 import ast
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from common.errors import InputError
 
 import torch
 
-from ci import PROJECTS, ROOT, is_there, project_module, readme, results
-from ci.plan import check_overrides, load_plan
+from ci import PROJECTS, ROOT, experiments, file_of, is_there, project_module, readme, results
+from ci.plan import FILE, check_overrides, load_plan
 
 REQUIRED = (
     *("README.md", "requirements.txt", "cfg.yaml", "configs/", "reproduce.yaml", "__init__.py", "config.py"),
@@ -96,19 +97,22 @@ def required_files(project: Project) -> list[Fault]:
 
 def configs_build(project: Project) -> list[Fault]:
     """Every config parses, and its networks can be built (on the meta device, which costs neither time nor memory)."""
-    try:
-        config_class = project_module(project.root, project.name, "config").Config
-        build = project_module(project.root, project.name, "train").build
-    except Exception as error:  # whatever an import raises is the finding
-        return [project.fault(project.folder / "train.py", 0, f"Config and build cannot be imported: {_told(error)}")]
-    faults = []
-    for path in project.configs():
+    faults, entries = [], {path: _entry(project, path) for path in project.configs()}
+    for script in dict.fromkeys(("train.py", *entries.values())):
         try:
-            config = common.config.load(config_class, path)
-            with torch.device("meta"):
-                build(config)
-        except Exception as error:
-            faults.append(_at_line(project, path, _told(error)))
+            module = project_module(project.root, project.name, Path(script).stem)
+            config_class, build = module.Config, module.build
+        except Exception as error:  # whatever an import raises is the finding
+            message = f"Config and build cannot be imported: {_told(error)}"
+            faults.append(project.fault(project.folder / script, 0, message))
+            continue
+        for path in (path for path, entry in entries.items() if entry == script):
+            try:
+                config = common.config.load(config_class, path)
+                with torch.device("meta"):
+                    build(config)
+            except Exception as error:
+                faults.append(_at_line(project, path, _told(error)))
     return faults
 
 
@@ -116,11 +120,10 @@ def config_headers(project: Project) -> list[Fault]:
     """A file of configs/ begins with what it reproduces, on what, what to expect and its command."""
     faults = []
     for path in sorted(project.folder.glob("configs/**/*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        count = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-        header = "\n".join(line.lstrip("# ") for line in lines[:count])
-        command = re.escape(f"--config {path.relative_to(project.folder).as_posix()}")
-        wanted = {**HEADER, "its own command": re.compile(rf"^(python|torchrun\b.*) train\.py .*{command}(\s|$)", re.M)}
+        header = _header(path)
+        option = re.escape(f"--config {path.relative_to(project.folder).as_posix()}")
+        command = re.compile(rf"^(python|torchrun\b.*) train\w*\.py .*{option}(\s|$)", re.M)
+        wanted = {**HEADER, "its own command": command}
         faults += [
             project.fault(path, 1, f"the comment that begins the file does not name {what}")
             for what, pattern in wanted.items()
@@ -175,25 +178,27 @@ def method_imports(project: Project) -> list[Fault]:
 
 
 def reproduction_plan(project: Project) -> list[Fault]:
-    """reproduce.yaml is valid, and so is every run's config."""
-    path = project.folder / "reproduce.yaml"
-    if not path.is_file():
-        return []
-    try:
-        plan = load_plan(path)
-        check_overrides(project.root, project.name, plan)
-    except Exception as error:
-        return [_at_line(project, path, _told(error))]
-    return []
+    """Every reproduce*.yaml is valid, and so is every run's config."""
+    faults = []
+    for name in experiments(project.root, project.name):
+        path = file_of(project.root, name, FILE)
+        try:
+            if path.is_file():
+                check_overrides(project.root, name, load_plan(path))
+        except Exception as error:
+            faults.append(_at_line(project, path, _told(error)))
+    return faults
 
 
 def saved_results(project: Project) -> list[Fault]:
     """Committed results have the schema, and their verdicts follow from their numbers."""
-    try:
-        results.read_saved(project.root, project.name)
-    except InputError as error:
-        return [_at_line(project, project.folder / "results.json", str(error))]
-    return []
+    faults = []
+    for name in experiments(project.root, project.name):
+        try:
+            results.read_saved(project.root, name)
+        except InputError as error:
+            faults.append(_at_line(project, file_of(project.root, name, "results.json"), str(error)))
+    return faults
 
 
 def readme_commands(project: Project) -> list[Fault]:
@@ -230,6 +235,19 @@ RULES = (
 )
 SHARED_RULES = (project_imports, machine_paths)
 """what also holds for common/ and ci/, which know no project by its code"""
+
+
+def _header(path: Path) -> str:
+    """The comment that begins a YAML file, without its signs."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line.lstrip("# ") for line in lines)
+
+
+def _entry(project: Project, path: Path) -> str:
+    """The script that a config is for, as the command in its first lines says: train.py or another train_*.py."""
+    command = re.escape(path.relative_to(project.folder).as_posix())
+    found = re.search(rf"\b(train_\w+\.py) .*--config {command}", _header(path))
+    return found[1] if found else "train.py"
 
 
 def _told(error: Exception) -> str:

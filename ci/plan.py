@@ -11,7 +11,7 @@ from common.errors import InputError
 
 import yaml
 
-from ci import project_module
+from ci import entry_module, file_of
 from ci.results import Claim, Curve, Quantity
 from ci.schema import Place, checked
 
@@ -53,6 +53,7 @@ class Job:
     """One training run and, for an arm, its evaluation."""
 
     project: str
+    """the experiment, which is the project's name but for further families of tasks"""
     name: str
     seed: int
     train: tuple[str, ...]
@@ -115,26 +116,26 @@ def _check_run(name: str, overrides: dict[str, Any], plan: Plan, place: Place) -
 
 
 def check_overrides(root: Path, project: str, plan: Plan) -> None:
-    """Every run's overrides against the project's Config. Errors: InputError naming run and key."""
-    config_class = project_module(root, project, "config").Config
+    """Every run's overrides against the experiment's Config. Errors: InputError naming run and key."""
+    config_class, file = entry_module(root, project, "train").Config, file_of(root, project, FILE)
     for name, overrides in plan.runs().items():
         own = {key: value for key, value in overrides.items() if key not in ("checkpoint", "stage")}
         try:
-            common.config.parse(config_class, ["--config", str(root / project / plan.config), *_options(own, {})], "")
+            common.config.parse(config_class, ["--config", str(file.parent / plan.config), *_options(own, {})], "")
         except InputError as error:
             group = "shared" if name in plan.shared else "arms"
-            raise InputError(f"{root / project / FILE}: {group}.{name}: {error}") from error
+            raise InputError(f"{file}: {group}.{name}: {error}") from error
 
 
 def plan_jobs(root: Path, project: str, plan: Plan, seeds: range, out: Path) -> list[Job]:
-    """The runs of a project, shared ones first; their folders are out/runs/PROJECT/NAME/seedN."""
-    jobs = []
+    """The runs of an experiment, shared ones first; their folders are out/runs/PROJECT/NAME/seedN."""
+    jobs, base = [], file_of(root, project, FILE).parent / plan.config
     for name, overrides in plan.runs().items():
         for seed in seeds:
             folders = {shared: out / "runs" / project / shared / f"seed{seed}" for shared in plan.shared}
             options = {key: value for key, value in overrides.items() if key != "checkpoint"}
             run = out / "runs" / project / name / f"seed{seed}"
-            fixed = ["--config", str(root / project / plan.config), "--out", str(run), "--seed", str(seed)]
+            fixed = ["--config", str(base), "--out", str(run), "--seed", str(seed)]
             job = {"train": (*fixed, *_options(options, folders)), "run": run}
             job["log"] = out / "logs" / project / f"{name}-seed{seed}.txt"
             if name in plan.arms:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common.errors import InputError
 
-from ci import ROOT, choose, collect, is_there, project_module, report, results
+from ci import ROOT, choose, collect, entry_module, experiments, file_of, is_there, report, results
 from ci.collect import Outcome
 from ci.plan import FILE, Job, Plan, check_overrides, load_plan, plan_jobs
 
@@ -118,11 +118,11 @@ def perform(job: Job, root: Path) -> Outcome:
     seconds = None
     try:
         begin = time.perf_counter()
-        project_module(root, job.project, "train").main([*job.train])
+        entry_module(root, job.project, "train").main([*job.train])
         seconds = round(time.perf_counter() - begin, 2)
         if job.checkpoint is None:
             return Outcome(seconds)
-        metrics = project_module(root, job.project, "eval").main(["--checkpoint", str(job.checkpoint)])
+        metrics = entry_module(root, job.project, "eval").main(["--checkpoint", str(job.checkpoint)])
         return Outcome(seconds, collect.numbers(metrics, job.wanted))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
@@ -163,7 +163,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace, root: Path) -> tuple[dict[str, Plan], list[Job]]:
     """Everything that can be refused is refused here, before a run starts or an old one is removed."""
     there = [project for project in arguments.projects if is_there(root, project)]
-    plans = {project: load_plan(root / project / FILE) for project in there}
+    plans = {name: load_plan(file_of(root, name, FILE)) for project in there for name in experiments(root, project)}
     jobs = []
     for project, plan in plans.items():
         check_overrides(root, project, plan)
@@ -207,9 +207,9 @@ def save(found: dict[str, results.ProjectResult], failed: set[str], root: Path) 
     """PROJECT/results.json of every project whose runs have all ended well."""
     for project, result in found.items():
         if project in failed:
-            print(f"{project}/results.json is left as it was: a run failed", file=sys.stderr)
+            print(f"{project}: the committed results are left as they were: a run failed", file=sys.stderr)
         else:
-            results.save(results.Results({project: result}), root / project / "results.json")
+            results.save(results.Results({project: result}), file_of(root, project, "results.json"))
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

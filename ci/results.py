@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from common.errors import InputError
 
-from ci import verdict
+from ci import file_of, verdict
 from ci.schema import Place, checked, plain
 
 SCHEMA = 1
@@ -221,7 +221,7 @@ def save(results: Results, path: Path) -> None:
 
 def read_saved(root: Path, project: str) -> ProjectResult | None:
     """The project's committed results, None where there are none. Errors: InputError, also for another project's."""
-    path = root / project / "results.json"
+    path = file_of(root, project, "results.json")
     if not path.is_file():
         return None
     results = from_json(path.read_text(encoding="utf-8"), str(path))

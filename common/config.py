@@ -225,16 +225,20 @@ def _build(cls: type[ConfigT], values: dict) -> ConfigT:
     made = {
         field.name: _build(hints[field.name], values[field.name])
         if dataclasses.is_dataclass(hints[field.name])
-        else _plain(values[field.name])
+        else _plain(values[field.name], hints[field.name])
         for field in dataclasses.fields(cls)
     }
     return cls(**made)
 
 
-def _plain(value):
-    """The value without jsonargparse's subclasses of int and float, which no checkpoint may hold."""
+def _plain(value, hint=None):
+    """The value without jsonargparse's subclasses of int and float, which no checkpoint may hold.
+
+    A tuple is one again after a detour through JSON or a default: a frozen config must be hashable.
+    """
     if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value)
+        kind = tuple if typing.get_origin(hint) is tuple else type(value)
+        return kind(_plain(item) for item in value)
     return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
 
 

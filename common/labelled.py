@@ -94,7 +94,7 @@ def load(settings: Labelled, seed: int, folder: type[FolderSet] = FolderSet) -> 
 
 def place(data, settings: Labelled, device: torch.device) -> None:
     """Put a set held in memory on the device for good, where the settings say so."""
-    if settings.resident and isinstance(data, ArraySet):
+    if isinstance(data, ArraySet) and settings.resident:
         data.to(device)
 
 
@@ -117,7 +117,7 @@ def batches(
 
     order: int64 [n], positions in the data set in the order of the epoch; the last batch may be smaller.
     """
-    resident = settings.resident and isinstance(data, ArraySet)
+    resident = isinstance(data, ArraySet) and settings.resident
     order = order.to(data.storage.device if resident else "cpu")
     steps = [distributed.share(b, micro_batches) for b in order.split(settings.batch_size)[start:]]
     if resident or settings.workers == 0:

@@ -29,15 +29,15 @@ def python(project: Path, words: list[str], **environment: str) -> subprocess.Co
 
 
 def signalled(project: Path, words: list[str], number: int, step: int) -> subprocess.CompletedProcess:
-    """Run the project's train.py in a process that sends itself a signal where it watches a step's loss."""
+    """Run the project's train.py in a process that sends itself a signal where it first watches a step's loss."""
     script = f"""
 import os
 from common.run import Run, entry
 from {project.name} import train
-watch = Run.watch
+watch, pending = Run.watch, [{number}]
 def watch_and_signal(run, step, *rest):
-    if step == {step}:
-        os.kill(os.getpid(), {number})
+    if step == {step} and pending:
+        os.kill(os.getpid(), pending.pop())
     return watch(run, step, *rest)
 Run.watch = watch_and_signal
 entry(train.main)

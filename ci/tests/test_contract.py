@@ -33,6 +33,7 @@ class Config:
 ''',
     "train.py": """
 from torch import nn
+from kcd.config import Config
 from kcd.method import loss
 
 
@@ -135,6 +136,20 @@ def test_folders_may_stand_for_method_and_models(root):
 
 
 RIGHT_HEADER = FILES["configs/r20.yaml"]
+GLUE = '''
+from dataclasses import dataclass
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Config:
+    words: int = 3
+    """words"""
+
+
+def build(config):
+    return nn.Embedding(config.words, 2)
+'''
 HOME = "/".join(["", "home", "me", "cifar"])
 
 
@@ -239,3 +254,21 @@ def test_generated_folders_are_not_read(root):
         (root / "kcd" / folder).mkdir()
         (root / "kcd" / folder / "env.json").write_text(f'"{HOME}"')
     assert faults(root) == []
+
+
+def test_a_family_of_tasks_has_entry_points_and_a_plan_of_its_own(root):
+    folder = root / "kcd"
+    (folder / "train_glue.py").write_text(GLUE)
+    header = FILES["configs/r20.yaml"].rpartition("width")[0]
+    config = header.replace("train.py", "train_glue.py").replace("r20", "glue") + "words: 5\n"
+    (folder / "configs" / "glue.yaml").write_text(config)
+    plan = FILES["reproduce.yaml"].replace("cfg.yaml", "configs/glue.yaml").replace("width", "words")
+    (folder / "reproduce_glue.yaml").write_text(plan)
+    assert faults(root) == []
+    (folder / "configs" / "glue.yaml").write_text(config.replace("words: 5", "words: -5"))
+    (folder / "results_glue.json").write_text('{"schema": 1, "projects": {}}')
+    (folder / "reproduce_glue.yaml").write_text(plan.replace("words", "width"))
+    found = faults(root)
+    assert len(found) == 3, found
+    for path, message in (("configs/glue", "negative"), ("reproduce_glue", "width"), ("results_glue", "kcd-glue")):
+        assert any(f"kcd/{path}" in fault and message in fault for fault in found), (path, found)

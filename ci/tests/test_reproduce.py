@@ -99,3 +99,20 @@ def test_a_damaged_results_file_is_refused_before_anything_runs(repository, caps
     assert reproduce.main(["--out", str(repository / "out")], repository) == 2
     assert "results.json: schema: is None" in capsys.readouterr().err
     assert not (repository / "out").exists()
+
+
+def test_a_family_of_tasks_is_run_by_its_own_scripts_and_keeps_its_own_results(repository):
+    folder = repository / "kcd"
+    for name in ("train", "eval"):
+        text = (folder / f"{name}.py").read_text()
+        (folder / f"{name}_glue.py").write_text(text.replace("else 50.0", "else 57.0"))
+    (folder / "reproduce_glue.yaml").write_text((folder / "reproduce.yaml").read_text())
+    out = repository / "reproduction"
+    arguments = ["kcd", "--out", str(out), "--jobs", "1", "--seeds", "1", "--save-results"]
+    assert reproduce.main(arguments, repository) == 0
+    found = [results.read_saved(repository, name).arms["kd"] for name in ("kcd", "kcd-glue")]
+    assert [arm.metrics[0]["top1"] for arm in found] == [70.0, 77.0]
+    assert [arm.commands[0].split()[1] for arm in found] == ["kcd/train.py", "kcd/train_glue.py"]
+    page = (out / "report.html").read_text()
+    assert 'id="kcd-glue"' in page and "kcd/eval_glue.py" in page
+    assert (out / "runs" / "kcd-glue" / "kd" / "seed0" / "student" / "last.pt").is_file()

@@ -25,7 +25,7 @@ def papers_macs(network: nn.Module, *inputs: Tensor) -> int:
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d):
             hooks.append(module.register_forward_hook(transposed))
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and module.affine:
+        elif isinstance(module, nn.BatchNorm2d) and module.affine:
             hooks.append(module.register_forward_hook(affine))
     try:
         true = cost.macs(network, *inputs)

@@ -10,16 +10,35 @@ from collections.abc import Callable
 from common.errors import InputError
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCKS = 9
 Norm = Callable[[int], nn.Module]
 
 
+class InstanceNorm(nn.Module):
+    """Every channel of every image to mean 0 and variance 1, eps 1e-5: nn.InstanceNorm2d without parameters.
+
+    Computed as groups of one channel, which on a CPU takes a quarter of nn.InstanceNorm2d's time and half of it with
+    gradient; both agree but for rounding.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.channels, eps=1e-5)
+
+    def extra_repr(self) -> str:
+        return str(self.channels)
+
+
 def norm_layer(norm: str) -> Norm:
     """`instance` (no parameters, no statistics) or `batch` (affine, running statistics), both with eps 1e-5."""
     layers = {
-        "instance": functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
+        "instance": InstanceNorm,
         "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
     }
     if norm not in layers:
@@ -96,6 +115,13 @@ class ResnetGenerator(nn.Module):
         return self.model(x)
 
 
+class PlainResnetGenerator(ResnetGenerator):
+    """resnet_9blocks: full 3x3 convolutions in the blocks."""
+
+    def __init__(self, width: int = 64, norm: str = "instance", **options):
+        super().__init__(width, norm, separable=False, **options)
+
+
 class UnetBlock(nn.Module):
     """Down, whatever lies deeper, up; all but the outermost return [x, up(...)] side by side."""
 
@@ -146,7 +172,7 @@ class UnetGenerator(nn.Module):
 
 
 GENERATORS = {
-    "resnet_9blocks": functools.partial(ResnetGenerator, separable=False),
+    "resnet_9blocks": PlainResnetGenerator,
     "mobile_resnet_9blocks": ResnetGenerator,
     "unet_256": UnetGenerator,
 }

@@ -38,7 +38,7 @@ def blocks(constant: int, decay: int, interval: int, student_share: int) -> Iter
 
 
 class Epoch(NamedTuple):
-    """One pass over the training set: who is trained, that kind's epoch number (from 1), rate factor, whether judged."""
+    """One pass over the training set: who is trained, the kind's own number (from 1), rate factor, whether judged."""
 
     kind: str
     number: int

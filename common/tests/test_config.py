@@ -245,6 +245,19 @@ def test_the_place_of_a_fault_is_the_option_when_both_gave_the_key(file):
         parse("--config", str(path), "--epochs", "ten")
 
 
+@dataclass(frozen=True)
+class Widths:
+    """A config with a tuple."""
+
+    widths: tuple[float, ...] = (0.75, 0.5)
+    """falling widths"""
+
+
+def test_a_stored_or_overridden_config_has_its_tuples_and_can_be_hashed():
+    again = config.override(config.from_dict(Widths, config.to_dict(Widths())), [])
+    assert again == Widths() and hash(again) == hash(Widths())
+
+
 def test_override_keeps_the_rest():
     base = Experiment(Optim(learning_rate=0.3, milestones=[7]), epochs=4, teacher="w.pt")
     changed = config.override(base, ["--optim.decay", "0.1", "--flip", "false"])

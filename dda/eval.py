@@ -1,0 +1,84 @@
+"""The paper's protocol on a checkpoint: scores of the stitched images, multiply-adds and seconds of an image.
+
+    python eval.py --checkpoint runs/cfg/first/best.pt [--data.root DIR] [--routing.kind inverse]
+    python eval.py --checkpoint runs/cfg/first/best.pt --compare          every route with the same weights
+    python eval.py --checkpoint ckpt_best.pth --config configs/NAME.yaml  (released weights)
+
+PSNR, SSIM and CIEDE2000 are those of 8-bit images, psnr_float that of the network's output; section 6 says how.
+gain_db is what the network adds to the moiré image after its best global gain and offset (psnr_fitted).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from common import checkpoint, config, distributed
+from common.environment import environment
+from common.errors import CheckpointError
+from common.run import entry
+
+from dda import data, models
+from dda.comparison import compare, print_comparison
+from dda.config import Config
+from dda.evaluation import calibration, evaluate
+from dda.train import build, check
+
+
+def main(argv: list[str]) -> dict:
+    """Evaluate one checkpoint; prints a table, writes metrics.json beside it and returns its content."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="last.pt or best.pt of a run, or released weights")
+    parser.add_argument("--config", help="the experiment of released weights, which do not carry it")
+    parser.add_argument("--compare", action="store_true", help="also every other route, with the same weights")
+    parser.add_argument("--out", help="metrics file (default: metrics.json beside the checkpoint)")
+    given, overrides = parser.parse_known_args(argv)
+    path = Path(given.checkpoint)
+
+    conf, own = experiment(given, path)
+    conf = config.override(conf, overrides)
+    check(conf)
+    device = distributed.start(conf.run.device)
+    network = build(conf)
+    models.load_weights(network, path)
+    network = network.to(device).eval()
+    train, test = data.load(conf.data, conf.seed)
+    thresholds = own.get("state", {}).get("thresholds") or calibration(conf, train, device)
+
+    metrics = evaluate(network, test, conf, thresholds)
+    sizes = [padded(test.size(number), network.multiple) for number in range(len(test))]
+    whole = sum(models.macs(network, 1.0, size) for size in sizes) / len(sizes) / 1e9
+    metrics |= {"gmac_full": whole, "reduction_percent": 100 * (1 - metrics["gmac_image"] / whole)}
+    metrics |= {"gain_db": metrics["psnr_uint8"] - metrics["psnr_fitted"], "params": models.parameters(network).total}
+    if given.compare:
+        found = compare(network, test, conf)
+        print_comparison(found)
+        metrics |= {f"{name}/{key}": value for name, row in found.items() for key, value in row.items()}
+    metrics["_meta"] = {"checkpoint": path.name, "network": conf.network.name, "head": conf.network.head}
+    metrics["_meta"] |= {"data": conf.data.name, "routing": conf.routing.kind, "rounding": conf.rounding}
+    metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
+    out = Path(given.out) if given.out else path.with_name("metrics.json")
+    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    for name, value in metrics.items():
+        if name != "_meta" and "/" not in name:
+            print(f"{name:<20} {value:>16,.4f}" if isinstance(value, float) else f"{name:<20} {value:>16,}")
+    return metrics
+
+
+def padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The size that a whole image is padded to before an unrouted network takes it."""
+    return tuple(-(-length // multiple) * multiple for length in size)
+
+
+def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, dict]:
+    """The config, and the content of a checkpoint of ours ({} for released weights)."""
+    if given.config:
+        return config.load(Config, given.config), {}
+    try:
+        own = checkpoint.load_own(path, "dda")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; released weights need --config as well") from None
+    return config.from_dict(Config, own["config"]), own
+
+
+if __name__ == "__main__":
+    entry(main)
