@@ -14,15 +14,14 @@ import json
 from functools import partial
 from pathlib import Path
 
-from common import checkpoint, config, distributed
+from common import config, distributed
 from common.environment import environment
-from common.errors import CheckpointError, InputError
+from common.errors import InputError
 from common.gan import frechet_distance, statistics
-from common.gan.apply import ROLES, costs, gallery, load_generators
+from common.gan.apply import ROLES, costs, experiment, gallery, latencies, load_generators
 from common.gan.evaluation import features, generated, save_statistics
 from common.gan.judge import Judge, pairs
 from common.gan.teachers import TEACHERS
-from common.gan.translate import latency
 from common.run import entry
 from common.weights import fit_weights, read_weights
 
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> dict:
     given, overrides = parser.parse_known_args(argv)
     if not given.checkpoint and not (given.config and given.statistics):
         raise InputError("give --checkpoint, or --config and --statistics to describe real images")
-    conf, own = experiment(given.config, given.checkpoint)
+    conf, own = experiment(Config, "dcd", given.config, given.checkpoint)
     conf = config.override(conf, overrides)
     role = given.role or ("teacher" if own.get("stage") == "teacher" else "student")
     _, test = data.load(conf)
@@ -72,10 +71,7 @@ def main(argv: list[str]) -> dict:
         metrics |= closeness(conf, generators, discriminator, judge)
         metrics |= {"train_seconds": own["seconds"], **own["state"]["progress"]}
         metrics |= {f"best_{name}": value for name, value in metrics.pop("best").items()}
-    times = {"threads": given.latency, "compiled": given.compile}
-    for row in latency(generator, conf.data.crop_size, **times) if given.latency else []:
-        place = f"{row['variant']}_{row['threads']}_threads".replace(" ", "_")
-        metrics |= {f"latency_{place}": row["median"], f"latency_{place}_iqr": row["iqr"]}
+    metrics |= latencies(generator, conf.data.crop_size, given.latency, given.compile)
     if recognise:
         metrics["miou"] = recognise(generator)
     if given.gallery:
@@ -92,20 +88,9 @@ def main(argv: list[str]) -> dict:
     return metrics
 
 
-def experiment(config_path: str | None, path: str | None) -> tuple[Config, dict]:
-    """The config, and the content of a checkpoint of ours ({} for a released one)."""
-    if config_path:
-        return config.load(Config, config_path), {}
-    try:
-        own = checkpoint.load_own(path, "dcd")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; a released generator needs --config as well") from None
-    return config.from_dict(Config, own["config"]), own
-
-
 def load_generator(path: str, config_path: str | None, role: str) -> nn.Module:
     """One generator of a checkpoint of ours or of a released file. Errors: CheckpointError."""
-    conf, own = experiment(config_path, path)
+    conf, own = experiment(Config, "dcd", config_path, path)
     return load_generators(conf.networks, path, role, bool(own))[role]
 
 

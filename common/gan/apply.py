@@ -5,11 +5,12 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from common import distributed
-from common.errors import InputError
+from common import checkpoint, config, distributed
+from common.errors import CheckpointError, InputError
 from common.gan.complexity import complexity
 from common.gan.data import TwoDomains, listing
 from common.gan.evaluation import generated
@@ -18,7 +19,7 @@ from common.gan.frechet import to_uint8
 from common.gan.generators import build_generator
 from common.gan.networks import generator_of
 from common.gan.settings import Networks
-from common.gan.translate import translate, write_gallery
+from common.gan.translate import latency, translate, write_gallery
 from common.images import read_image, write_image
 from common.weights import fit_weights, read_weights
 
@@ -29,9 +30,35 @@ ROLES = {"student": "model", "teacher": "teacher"}
 """where a checkpoint of ours has the generator"""
 TOLERANCE = 1e-3
 """largest difference of exported images, of values in [-1, 1]; an eighth of a grey level"""
+ConfigT = TypeVar("ConfigT")
 Load = Callable[[str, str | None, str], nn.Module]
 More = Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """from a source and the images of its row to further pictures by their name, all [1, 3, H, W] in [-1, 1]"""
+
+
+def experiment(
+    config_class: type[ConfigT], project: str, config_path: str | None, path: str | None
+) -> tuple[ConfigT, dict]:
+    """The config, and the content of a checkpoint of the project's ({} for a released file, which needs config_path).
+
+    Errors: InputError, CheckpointError.
+    """
+    if config_path:
+        return config.load(config_class, config_path), {}
+    try:
+        own = checkpoint.load_own(path, project)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; a released generator needs --config as well") from None
+    return config.from_dict(config_class, own["config"]), own
+
+
+def latencies(generator: nn.Module, size: int, threads: Sequence[int], compiled: bool) -> dict[str, float]:
+    """Median and interquartile range of an image's seconds as metrics, for every number of threads and variant."""
+    found = {}
+    for row in latency(generator, size, threads=threads, compiled=compiled) if threads else []:
+        place = f"{row['variant']}_{row['threads']}_threads".replace(" ", "_")
+        found |= {f"latency_{place}": row["median"], f"latency_{place}_iqr": row["iqr"]}
+    return found
 
 
 def load_generators(networks: Networks, path: str, role: str, own: bool) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ PROJECT = Path(train.__file__).parent
 def test_the_embedded_pairs():
     training, test = data.load(config.load(Config, PROJECT / "cfg.yaml"))
     assert len(training) == 256 and len(test) == 128
-    edges, scenes = training.fetch(torch.arange(4), 1)
+    scenes, edges = training.fetch(torch.arange(4), 1)  # BtoA: edges are drawn from photographs
     assert edges.shape == scenes.shape == (4, 3, 64, 64)
     assert torch.equal(edges[:, 0], edges[:, 1]) and not torch.equal(scenes[:, 0], scenes[:, 1])
 

@@ -283,7 +283,8 @@ def test_a_changed_config_does_not_resume(tmp_path, straight):
 
 def test_weights_of_the_other_network_are_refused(tmp_path, straight):
     with pytest.raises(CheckpointError, match="MBCNN"):
-        train.main(arguments(tmp_path / "run", network__name="mbcnn", network__weights=straight / "first" / "best.pt"))
+        weights = straight / "first" / "best.pt"
+        train.main(arguments(tmp_path / "run", network__name="mbcnn", network__start="torch", network__weights=weights))
 
 
 # -- every config ----------------------------------------------------------------------------------------------------
