@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from common.cost import compare, interleaved, saved_for_backward, table, write_bench
+from common.gan.reference import released_norms
 from common.run import entry
 
 import numpy as np
@@ -54,7 +55,7 @@ def bench_step(rounds: int, crop: int) -> dict:
     values = {"shadow": torch.rand(1, 3, crop, crop) * 2 - 1, "lit": torch.rand(1, 3, crop, crop) * 2 - 1}
     values |= {"shadow_mask": mask, "lit_mask": mask.flip(3)}
 
-    plain = build_synthesis(config)
+    plain = {name: released_norms(network) for name, network in build_synthesis(config).items()}
     everything = torch.nn.ModuleDict(plain)
     plain_optimiser = adam(config, everything)
 

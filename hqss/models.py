@@ -6,6 +6,7 @@ mode are the same. Heights and widths are multiples of 4.
 
 from os import PathLike
 
+from common.gan.generators import InstanceNorm
 from common.weights import fit_weights, read_weights
 
 import torch
@@ -23,7 +24,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        half = lambda: [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels)]
+        half = lambda: [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels)]
         self.conv_block = nn.Sequential(*half(), nn.ReLU(inplace=True), *half())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def _ends(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def _normed(convolution: nn.Module, channels: int) -> nn.Sequential:
-    return nn.Sequential(convolution, nn.InstanceNorm2d(channels), nn.ReLU(inplace=True))
+    return nn.Sequential(convolution, InstanceNorm(channels), nn.ReLU(inplace=True))
 
 
 class Encoder(nn.Module):
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int = 16):
         super().__init__()
-        self.conv1_b = nn.Sequential(*_ends(3, channels), nn.InstanceNorm2d(channels), nn.ReLU(inplace=True))
+        self.conv1_b = nn.Sequential(*_ends(3, channels), InstanceNorm(channels), nn.ReLU(inplace=True))
         self.conv3_b = nn.Sequential(ResidualBlock(channels))
         self.conv4_b = nn.Sequential(ResidualBlock(channels))
 
@@ -62,7 +63,7 @@ class _Painter(nn.Module):
     def __init__(self, inputs: int, widths: tuple[int, int, int], last: int, blocks: tuple[int, ...]):
         super().__init__()
         one, two, four = widths
-        self.conv1_b = nn.Sequential(*_ends(inputs, one), nn.InstanceNorm2d(one), nn.ReLU(inplace=True))
+        self.conv1_b = nn.Sequential(*_ends(inputs, one), InstanceNorm(one), nn.ReLU(inplace=True))
         self.downconv2_b = _normed(nn.Conv2d(one, two, 3, stride=2, padding=1), two)
         self.downconv3_b = _normed(nn.Conv2d(two, four, 3, stride=2, padding=1), four)
         self.blocks = [f"conv{number}_b" for number in blocks]
@@ -131,7 +132,7 @@ class Discriminator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         for inputs, stride in ((width, 2), (2 * width, 2), (4 * width, 1)):
-            layers += [nn.Conv2d(inputs, 2 * inputs, 4, stride=stride, padding=1), nn.InstanceNorm2d(2 * inputs)]
+            layers += [nn.Conv2d(inputs, 2 * inputs, 4, stride=stride, padding=1), InstanceNorm(2 * inputs)]
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         self.model = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
 
