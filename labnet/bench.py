@@ -7,18 +7,25 @@ Reference: the same graph in torch's default layout with zero padding inside the
 convolutions kept), mean squared error, Adam. `forward_128`: both without gradient.
 `loader`: one item of a 480x640 picture, crop 256, decoded arrays in memory. Reference: the release's steps with
 Pillow, an item at a time; both give the same bits.
-`attention_640`: fused attention of one LSA at 480x640 with a 30 % shadow, against the same in chunks.
+`attention_640`: one LSA (32 channels) at 480x640 with a 30 % shadow, attention through the fused operator, against the
+same in chunks; and the peak memory of each, forward and with backward, in a process of its own.
 """
 
 import argparse
+import re
 import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from common.cost import compare, interleaved, saved_for_backward, table, write_bench
 from common.run import entry
+from common.shadow.color import rgb8_to_lab8
 from common.shadow.sources import Sample
 from common.shadow.synthesis import draw as draw_shadow
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,7 +34,7 @@ from torch import Tensor, nn
 from labnet import transforms
 from labnet.config import Config, Data
 from labnet.data import TrainingSet
-from labnet.method import LSA, ConvLayer, attend, dilate, regions
+from labnet.method import LSA, ConvLayer, Regions, dilate, regions
 from labnet.models import LABNet, VGGFeatures
 from labnet.train import Step
 
@@ -36,10 +43,15 @@ def main(argv: list[str]) -> dict:
     """Time everything, print a table and write runs/bench.json; returns the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a row (default: 5)")
-    rounds = parser.parse_args(argv).rounds
+    parser.add_argument("--peak", nargs=2, metavar=("FORM", "PASS"), help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    rounds = given.rounds
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     torch.manual_seed(0)
-    # Attention first: the process's peak memory must not have been reached by something else.
+    if given.peak:
+        print(peak(*given.peak))
+        return {}
     rows = {**bench_attention(rounds), **bench_network(rounds), **bench_loader(rounds * 4)}
     print(table(rows))
     write_bench(Path(__file__).parent / "runs" / "bench.json", rows)
@@ -67,10 +79,15 @@ def plain(network: LABNet) -> LABNet:
     return network
 
 
+def round_mask(height: int, width: int, share: float) -> Tensor:
+    """A disc that covers a share of the picture, float [1, 1, H, W]."""
+    y, x = torch.meshgrid(*[torch.arange(n) - n / 2 + 0.5 for n in (height, width)], indexing="ij")
+    return (x**2 + y**2 < share * height * width / np.pi).float()[None, None]
+
+
 def inputs(size: int) -> dict[str, Tensor]:
     """A random picture pair and a round mask that covers 20 %."""
-    y, x = torch.meshgrid(*[torch.arange(size) - size / 2 + 0.5] * 2, indexing="ij")
-    mask = (x**2 + y**2 < 0.2 * size**2 / np.pi).float()[None, None]
+    mask = round_mask(size, size, 0.2)
     where = regions(mask, dilate(mask), (size, size))
     values = {name: torch.rand(1, 3, size, size) for name in ("input", "target")}
     return values | {"mask": mask, "shadow": where.shadow, "ring": where.ring}
@@ -125,33 +142,71 @@ def bench_loader(rounds: int) -> dict:
 
     def reference(number: int) -> tuple[Tensor, ...]:
         sample = source.sample
-        draws = transforms.draw(0, 1, number, (480, 640), config.data)
-        labs = [transforms.to_network(picture, config.model) for picture in (sample.shadow, sample.free)]
-        levels = [(lab.movedim(0, -1) * 255).round().byte().numpy() for lab in labs]
-        # The release also brings both RGB pictures along.
-        pictures = [*levels, sample.mask, sample.shadow, sample.free]
+        (draws,) = transforms.draw(0, 1, torch.tensor([number]), [(480, 640)], config.data)
+        # The release converts whole pictures and brings both RGB ones along.
+        labs = [rgb8_to_lab8(picture) for picture in (sample.shadow, sample.free)]
+        pictures = [*labs, sample.mask, sample.shadow, sample.free]
         cut = [transforms.step_by_step(p, draws, config.data.crop, "stretched", "nearest") for p in pictures]
         return tuple(torch.from_numpy(np.ascontiguousarray(picture)).float() / 255 for picture in cut)
 
     ours = lambda number: prepared.fetch(torch.tensor([number]), 1)
     for number in range(3):
-        assert torch.equal(ours(number)["input"][0], reference(number)[0].movedim(-1, 0))
+        found, expected = ours(number), reference(number)
+        assert torch.equal(found["input"][0], expected[0].movedim(-1, 0))
+        assert torch.equal(found["target"][0], expected[1].movedim(-1, 0))
+        assert torch.equal(found["mask"][0, 0], (expected[2] > config.data.train_threshold).float())
     functions = {"reference": lambda: reference(next(turn)), "loader": lambda: ours(next(turn))}
     timing = compare(interleaved(functions, rounds, 2), "reference")["loader"]
     return {"loader": timing.row(layout="uint8", workload=f"480x640 -> 256, {1 / timing.median:.0f} items/s")}
 
 
+def lsa_640(form: str) -> tuple[Callable[[], Tensor], Regions]:
+    """One LSA of the paper's network over a 480x640 map, `fused` or `chunked`, as a call; and where it looks."""
+    size, mask = (480, 640), round_mask(480, 640, 0.3)
+    where = regions(mask, dilate(mask), size)
+    module, x = LSA(32, form == "chunked"), torch.randn(1, 32, *size).to(memory_format=torch.channels_last)
+    return lambda: module(x, where, size), where
+
+
 def bench_attention(rounds: int) -> dict:
-    """The row of fused attention at 480x640 with a 30 % shadow, and the memory that the process has grown by."""
-    size, keys, wide = (480, 640), 6000, 48
-    query, value = torch.randn(1, int(0.3 * size[0] * size[1]), wide), torch.randn(1, keys, wide)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The row of one LSA at 480x640 with a 30 % shadow, and the memory that it needs."""
+    needed = {}
+    for form in ("fused", "chunked"):
+        for which in ("forward", "backward"):
+            command = [sys.executable, __file__, "--peak", form, which]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{form} {which} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            needed[form, which] = f"{int(done.stdout) / 2**20:.0f}"
+    (fused, where), (chunked, _) = lsa_640("fused"), lsa_640("chunked")
     with torch.no_grad():
-        attend(query, value)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        functions = {"chunked": lambda: attend(query, value, chunked=True), "fused": lambda: attend(query, value)}
-        timing = compare(interleaved(functions, min(rounds, 3), 0), "chunked")["fused"]
-    return {"attention_640": timing.row(layout="[B, n, K]", workload=f"92160 x {keys}, peak grew by {grown:.0f} MiB")}
+        timing = compare(interleaved({"chunked": chunked, "fused": fused}, min(rounds, 2), 0), "chunked")["fused"]
+    memory = "; ".join(f"{form} {needed[form, 'forward']}, {needed[form, 'backward']}" for form in ("fused", "chunked"))
+    looks = f"{where.shadow.shape[1]} x {where.ring.shape[1]}"
+    note = f"480x640, shadow x ring {looks}; peak MiB forward, with backward: {memory}"
+    return {"attention_640": timing.row(layout="channels_last", workload=note)}
+
+
+def peak(form: str, which: str) -> int:
+    """Bytes by which an LSA's forward pass, or that and its backward, raise this process's memory at their peak."""
+    run, _ = lsa_640(form)
+    # What importing took and gave back lies below the peak already, so the present size is where counting starts.
+    status = Path("/proc/self/status")
+    before = _kilobytes(status, "VmRSS") if status.is_file() else _largest()
+    if which == "backward":
+        run().square().mean().backward()
+    else:
+        torch.inference_mode()(run)()
+    return ((_kilobytes(status, "VmHWM") if status.is_file() else _largest()) - before) * 1024
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return int(re.search(rf"{name}:\s*(\d+) kB", status.read_text())[1])
+
+
+def _largest() -> int:
+    unit = 1024 if sys.platform == "darwin" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.run import entry
-from common.shadow.sources import FileTriplets, SyntheticTriplets, embedded, folder
+from common.shadow.sources import FileTriplets, Sample, SyntheticTriplets, embedded, folder
 from common.shadow.triplets import dilate, find
 
 import numpy as np
@@ -99,38 +99,34 @@ class TrainingSet:
 
     def fetch(self, index: Tensor, epoch: int) -> dict[str, Tensor]:
         """input, target [B, 3, c, c], mask [B, 1, c, c], and with `fill: ignored` counted (bool); the regions."""
-        items = [self.item(number, epoch) for number in index.tolist()]
-        shadow, free, mask, filled = (np.stack(arrays) for arrays in zip(*items))
-        corner = torch.from_numpy(filled)[:, None]
-        values = {"input": transforms.to_network(shadow, self.model), "target": transforms.to_network(free, self.model)}
-        for pictures in values.values():
-            pictures.masked_fill_(corner, 0)
-            if self.data.fill == "ignored":
-                pictures += transforms.neutral(self.model) * corner
+        data, side = self.data, self.data.crop
+        samples = [self.source.read(number, epoch) for number in index.tolist()]
+        drawn = transforms.draw(self.seed, epoch, index, [sample.mask.shape for sample in samples], data)
+        pictures = np.empty((2, len(samples), side, side, 3), np.uint8)
+        mask, outside = (np.empty((len(samples), side, side), kind) for kind in (np.uint8, bool))
+        for number, (sample, draws) in enumerate(zip(samples, drawn)):
+            mask[number], outside[number] = self.cut(sample, draws, pictures[:, number])
+        corner = transforms.neutral(self.model) if data.fill == "ignored" else torch.zeros(3, 1, 1)
+        values = dict(zip(("input", "target"), transforms.to_network(pictures, self.model)))
+        for picture in values.values():
+            transforms.fill_(picture, outside, corner)
         values["mask"] = torch.from_numpy(mask)[:, None].float()
-        if self.data.fill == "ignored":
-            values["counted"] = ~corner
+        if data.fill == "ignored":
+            values["counted"] = torch.from_numpy(~outside)[:, None]
         grown = torch.from_numpy(np.stack([dilate(one, BOX) for one in mask]))[:, None].float()
         where = self.regions(values["mask"], grown)
         return values | {name: value for name, value in where._asdict().items() if value is not None}
 
-    def item(self, number: int, epoch: int) -> tuple[np.ndarray, ...]:
-        """Shadow and free picture uint8 [c, c, 3], mask uint8 [c, c] of 0 and 1, opened corners bool [c, c]."""
-        sample, data = self.source.read(number, epoch), self.data
-        shape = sample.mask.shape
-        draws = transforms.draw(self.seed, epoch, number, shape, data)
-        places = transforms.index_map(shape, draws, data.crop, data.turned)
-        filled = places < 0
-        levels = sample.mask.reshape(-1)[places]
-        mask = ((levels > data.train_threshold * 255) & ~filled).astype(np.uint8)
-        if data.interpolation == "nearest":
-            # Wrapping reads -1 as the last pixel, as indexing does, and copies whole pixels.
-            take = lambda picture: np.take(picture.reshape(-1, 3), places, axis=0, mode="wrap")
-            pictures = [take(picture) for picture in (sample.shadow, sample.free)]
-        else:
-            options = draws, data.crop, data.turned, data.interpolation
-            pictures = [transforms.step_by_step(picture, *options) for picture in (sample.shadow, sample.free)]
-        return *pictures, mask, filled
+    def cut(self, sample: Sample, draws: transforms.Draws, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Write shadow and free picture into out, uint8 [2, c, c, 3]; mask of 0 and 1 and opened corners, [c, c]."""
+        data = self.data
+        places = transforms.places(sample.mask.shape, draws, data.crop, data.turned)
+        for picture, cut in zip((sample.shadow, sample.free), out):
+            if data.interpolation == "nearest":
+                transforms.look_up(picture, places, cut)
+            else:
+                cut[:] = transforms.step_by_step(picture, draws, data.crop, data.turned, data.interpolation)
+        return transforms.look_up(sample.mask, places) > data.train_threshold * 255, places.outside
 
 
 def where_of(values: dict[str, Tensor]) -> Regions:

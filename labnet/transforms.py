@@ -1,20 +1,25 @@
-"""The release's training transform, composed into one index map, and the way between pictures and network (section 4).
+"""The release's training transform, composed into one look-up, and the way between pictures and network (section 4).
 
-All its steps pick pixels, so their composition does: one table look-up in place of five passes, bit for bit the same.
+All its steps pick pixels, so their composition does: one pass in place of five, bit for bit the same.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from common.randomness import integers
+from common.errors import InputError
+from common.randomness import bits
 from common.shadow.color import lab8_to_rgb8, lab_to_rgb, rgb8_to_lab8, rgb_to_lab
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-SIZE, TURNS, ANGLE, LEFT, TOP, MIRROR = 64, (65, 66, 67, 68), 69, 70, 71, 72  # slots
+SLOTS = (64, 65, 66, 67, 68, 69, 71, 70, 72)  # of size, four codes, angle, top, left, mirror
+LARGEST = 2**14  # pixels: turned coordinates must fit 16 bits
 MIRRORED, TURNED = 0, 1  # codes of a turn; 2 does nothing
 NEUTRAL = 128  # level of a and b for grey
 GREY = 0.5  # the same for RGB
@@ -41,17 +46,24 @@ def sized(shape: tuple[int, int], short: int) -> tuple[int, int]:
     return int(height * (short / width)), short
 
 
-def draw(seed: int, epoch: int, index: int, shape: tuple[int, int], settings) -> Draws:
-    """The augmentation of a picture (height, width) by (seed, epoch, index); settings: config.Data."""
-    numbers = lambda slots, highs: integers(seed, epoch, index, torch.tensor(slots), torch.tensor(highs)).tolist()
+def draw(seed: int, epoch: int, index: Tensor, shapes: Sequence[tuple[int, int]], settings) -> list[Draws]:
+    """The augmentation of every picture of a batch, by (seed, epoch, index) alone.
+
+    index: int64 [B]; shapes: (height, width) of each picture; settings: config.Data.
+    """
+    drawn = []
     sizes = max(1, settings.upper - settings.load_size)
-    grown, *codes, angle, mirror = numbers((SIZE, *TURNS, ANGLE, MIRROR), (sizes, 3, 3, 3, 3, 40, 2))
-    height, width = sized(shape, settings.load_size + grown)
-    draws = Draws(height, width, tuple(codes), angle - 20, 0, 0, mirror == 0)
-    # The release's offsets end one before the last.
-    room = [max(1, n - settings.crop + (settings.offsets == "all")) for n in final_size(draws, settings.turned)]
-    top, left = numbers((TOP, LEFT), room)
-    return draws._replace(left=left, top=top)
+    for numbers, shape in zip(bits(seed, epoch, index[:, None], torch.tensor(SLOTS)).tolist(), shapes):
+        below = lambda number, high: number * high >> 32  # as common.randomness.integers draws
+        grown, *codes, angle, top, left, mirror = numbers
+        height, width = sized(shape, settings.load_size + below(grown, sizes))
+        codes = tuple(below(code, 3) for code in codes)
+        draws = Draws(height, width, codes, below(angle, 40) - 20, 0, 0, below(mirror, 2) == 0)
+        # The release's offsets end one before the last.
+        room = (max(1, n - settings.crop + (settings.offsets == "all")) for n in final_size(draws, settings.turned))
+        top, left = (below(number, n) for number, n in zip((top, left), room))
+        drawn.append(draws._replace(left=left, top=top))
+    return drawn
 
 
 def final_size(draws: Draws, turned: str) -> tuple[int, int]:
@@ -79,32 +91,55 @@ def rotation(shape: tuple[int, int], angle: int) -> tuple[int, ...]:
     return (*map(fixed, (a, b, c + a * 0.5 + b * 0.5)), *map(fixed, (d, e, f + d * 0.5 + e * 0.5)))
 
 
-def index_map(shape: tuple[int, int], draws: Draws, crop: int, turned: str = "stretched") -> np.ndarray:
-    """Flat source positions int32 [crop, crop] of a picture (height, width); -1 where rotation opens a corner.
+class Places(NamedTuple):
+    """Where each pixel of a crop comes from: (x, y) int16 [crop, crop, 2]; outside (bool) where rotation opens a corner.
 
-    Backwards: mirror, crop and resizing are one look-up an axis; rotation gives rows and columns of the turned
-    picture; the turns are again one look-up an axis.
+    There (x, y) lies outside of the picture as well.
     """
-    # What row r and column c of the turned picture add to the flat position.
-    down, across = np.arange(shape[0], dtype=np.int32) * shape[1], np.arange(shape[1], dtype=np.int32)
-    for code in draws.codes:
-        if code == MIRRORED:
-            across = across[::-1]
-        elif code == TURNED:  # row i of the turned picture is column W - 1 - i
-            down, across = across[::-1], down
-    canvas = len(down), len(across)
+
+    source: np.ndarray
+    outside: np.ndarray
+
+
+def places(shape: tuple[int, int], draws: Draws, crop: int, turned: str = "stretched") -> Places:
+    """The whole transform of a picture (height, width) as one look-up. Errors: InputError above LARGEST pixels a side.
+
+    Backwards: mirror, crop and resizing look up rows and columns; rotation makes x and y of them in 16.16 fixed point,
+    a part that depends on the row alone plus one that depends on the column alone; turns flip and exchange x and y.
+    """
+    if max(shape) > LARGEST:
+        raise InputError(
+            f"a picture of {shape[1]}x{shape[0]} cannot be augmented; shrink it to {LARGEST} pixels a side"
+        )
+    turns = sum(code == TURNED for code in draws.codes)
+    height, width = shape[::-1] if turns % 2 else shape
     rows, columns = final_size(draws, turned)
-    row = pillow_rows(canvas[0], rows)[draws.top : draws.top + crop].astype(np.int64)[:, None]
-    column = pillow_rows(canvas[1], columns)[draws.left : draws.left + crop].astype(np.int64)[None]
+    row = pillow_rows(height, rows)[draws.top : draws.top + crop].astype(np.int64)
+    column = pillow_rows(width, columns)[draws.left : draws.left + crop].astype(np.int64)
     if draws.mirror:
-        column = column[:, ::-1]
-    if draws.angle % 360 == 0:
-        return down[row] + across[column]
-    xx, xy, x0, yx, yy, y0 = rotation(canvas, draws.angle)
-    x = (xx * column + (xy * row + x0)) >> 16
-    y = (yx * column + (yy * row + y0)) >> 16
-    inside = (x >= 0) & (x < canvas[1]) & (y >= 0) & (y < canvas[0])
-    return np.where(inside, down[y.clip(0, canvas[0] - 1)] + across[x.clip(0, canvas[1] - 1)], -1)
+        column = column[::-1]
+    xx, xy, x0, yx, yy, y0 = rotation((height, width), draws.angle)
+    x, y = (xy * row + x0, xx * column), (yy * row + y0, yx * column)
+    for code in reversed(draws.codes):
+        if code == MIRRORED:
+            x = flipped(x, width)
+        elif code == TURNED:  # row i of the turned picture is column W - 1 - i
+            x, y, height, width = flipped(y, height), x, width, height
+    x, y = (((by_row[:, None] + by_column) >> 16).astype(np.int32) for by_row, by_column in (x, y))
+    # As unsigned numbers those below 0 are large.
+    outside = (x.view(np.uint32) >= width) | (y.view(np.uint32) >= height)
+    return Places(cv2.merge([x.astype(np.int16), y.astype(np.int16)]), outside)
+
+
+def flipped(coordinate: tuple[np.ndarray, np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """size - 1 - floor(row + column) in the same 16.16 fixed point, for parts by row and by column."""
+    by_row, by_column = coordinate
+    return (size << 16) - 1 - by_row, -by_column
+
+
+def look_up(picture: np.ndarray, found: Places, out: np.ndarray | None = None) -> np.ndarray:
+    """The crop of a picture uint8 [H, W(, 3)], written into out where given; 0 where rotation opens a corner."""
+    return cv2.remap(picture, found.source, None, cv2.INTER_NEAREST, out, cv2.BORDER_CONSTANT)
 
 
 def step_by_step(picture: np.ndarray, draws: Draws, crop: int, turned: str, interpolation: str) -> np.ndarray:
@@ -135,7 +170,7 @@ def to_network(rgb: np.ndarray, model) -> Tensor:
     """uint8 RGB [..., H, W, 3] -> float32 [..., 3, H, W] in the colour space of a config.Model."""
     if model.space == "lab" and model.lab == "8bit":
         flat = rgb8_to_lab8(rgb.reshape(-1, *rgb.shape[-2:])).reshape(rgb.shape)
-        return torch.from_numpy(flat).movedim(-1, -3).float() / 255
+        return torch.from_numpy(flat).movedim(-1, -3).float().div_(255)
     unit = torch.from_numpy(np.ascontiguousarray(rgb)).movedim(-1, -3).float() / 255
     if model.space == "rgb":
         return unit
@@ -152,6 +187,18 @@ def to_picture(values: Tensor, model, truncate: bool = False) -> np.ndarray:
     levels = (values * 255).clamp(0, 255)
     levels = (levels if truncate else levels.round()).byte().permute(1, 2, 0).contiguous().numpy()
     return lab8_to_rgb8(levels) if model.space == "lab" and model.lab == "8bit" else levels
+
+
+def fill_(pictures: Tensor, outside: np.ndarray, values: Tensor) -> None:
+    """Put values [3, 1, 1] where outside bool [B, H, W]; pictures: [B, 3, H, W], a view of contiguous [B, H, W, 3]."""
+    width = pictures.shape[-1]
+    tall = pictures.movedim(1, -1).view(-1, width, 3).numpy()  # one picture above the other
+    cv2.copyTo(_plain(tall.shape, tuple(values.flatten().tolist())), outside.reshape(-1, width).view(np.uint8), tall)
+
+
+@functools.lru_cache(4)
+def _plain(shape: tuple[int, ...], colour: tuple[float, ...]) -> np.ndarray:
+    return np.full(shape, colour, np.float32)
 
 
 def neutral(model) -> Tensor:

@@ -25,15 +25,15 @@ def check_data_transform(arrays: Arrays) -> None:
         assert load <= size < upper and transforms.sized(mask.shape, size) == (height, width)
         draws = transforms.Draws(height, width, tuple(codes), angle, left, top, bool(mirror))
         assert left <= max(0, width - crop - 1) and top <= max(0, height - crop - 1)
-        places = transforms.index_map(mask.shape, draws, crop)
-        corner = torch.from_numpy(places < 0)
+        places = transforms.places(mask.shape, draws, crop)
         for name, picture in (("A", shadow), ("C", free)):
-            lab = transforms.to_network(picture.reshape(-1, 3)[places], LAB)
-            assert np.array_equal(torch.where(corner, 0, lab), arrays[f"out_{name}_lab_{item}"])
+            lab = transforms.to_network(transforms.look_up(picture, places)[None], LAB)
+            transforms.fill_(lab, places.outside[None], torch.zeros(3, 1, 1))
+            assert np.array_equal(lab[0], arrays[f"out_{name}_lab_{item}"])
             lab8 = np.rint(transforms.to_network(picture, LAB).movedim(0, -1).numpy() * 255).astype(np.uint8)
             slow = transforms.step_by_step(lab8, draws, crop, "stretched", "nearest")
             assert np.array_equal(slow.transpose(2, 0, 1) / np.float32(255), arrays[f"out_{name}_lab_{item}"])
-        levels = np.where(places < 0, 0, mask.reshape(-1)[places])
+        levels = transforms.look_up(mask, places)
         assert np.array_equal(levels[None] / np.float32(255), arrays[f"out_B_{item}"])
     size = arrays["out_test_B"].shape[:0:-1]
     for name, picture in (("A", shadow), ("C", free)):

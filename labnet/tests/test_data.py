@@ -38,25 +38,33 @@ def small(*words: str) -> Config:
     st.booleans(),
     st.sampled_from(["stretched", "swapped"]),
 )
-def test_the_index_map_is_the_steps_one_by_one(height, width, short, codes, angle, mirror, turned):
+def test_the_look_up_is_the_steps_one_by_one(height, width, short, codes, angle, mirror, turned):
     draws = transforms.Draws(*transforms.sized((height, width), short), codes, angle, 1, 2, mirror)
     source = picture(0, height, width)
-    places = transforms.index_map((height, width), draws, 20, turned)
-    fast = np.where(places[..., None] < 0, 0, source.reshape(-1, 3)[places])
+    places = transforms.places((height, width), draws, 20, turned)
+    fast = transforms.look_up(source, places)
     assert np.array_equal(fast, transforms.step_by_step(source, draws, 20, turned, "nearest"))
+    assert np.array_equal(places.outside, (fast == 0).all(-1))  # no pixel of the source is black
 
 
 def test_draws_cover_their_ranges_and_depend_on_seed_epoch_and_index():
     options = Data(load_size=40, upper=60, crop=40)
-    drawn = [transforms.draw(0, 1, index, (60, 80), options) for index in range(600)]
+    draw = lambda seed, epoch, n=600, o=options: transforms.draw(seed, epoch, torch.arange(n), [(60, 80)] * n, o)
+    drawn = draw(0, 1)
     assert {d.height for d in drawn} == set(range(40, 60)) and {d.angle for d in drawn} == set(range(-20, 20))
     assert {code for d in drawn for code in d.codes} == {0, 1, 2} and {d.mirror for d in drawn} == {True, False}
     assert all(0 <= d.left <= max(0, d.width - 41) and 0 <= d.top <= max(0, d.height - 41) for d in drawn)
     assert any(d.left == d.width - 41 for d in drawn)
-    reaching = Data(load_size=40, upper=60, crop=40, offsets="all")
-    assert any((d := transforms.draw(0, 1, i, (60, 80), reaching)).left == d.width - 40 for i in range(600))
-    assert transforms.draw(0, 1, 7, (60, 80), options) == drawn[7]
-    assert transforms.draw(0, 2, 7, (60, 80), options) != drawn[7] != transforms.draw(1, 1, 7, (60, 80), options)
+    reaching = draw(0, 1, o=Data(load_size=40, upper=60, crop=40, offsets="all"))
+    assert any(d.left == d.width - 40 for d in reaching)
+    assert transforms.draw(0, 1, torch.tensor([7]), [(60, 80)], options) == [drawn[7]]
+    assert draw(0, 2, 8)[7] != drawn[7] != draw(1, 1, 8)[7]
+
+
+def test_pictures_beyond_16_bit_coordinates_are_refused():
+    draws = transforms.Draws(40, 60, (2, 2, 2, 2), 0, 0, 0, False)
+    with pytest.raises(InputError, match="20000x30 cannot be augmented; shrink it"):
+        transforms.places((30, 20_000), draws, 20)
 
 
 def test_sizes_are_cut_off_as_in_the_release():
