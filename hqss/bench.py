@@ -4,8 +4,8 @@
 
 `step`: one step of stage 1 (E, G, D_S, D_N at full width, batch 1, crop 200) as train.py makes it, with all losses,
 replay buffers and the finite check. Reference: each network called once, z = E(x), fake = G(z, y), L1 and two
-least-squares terms, one backward, one Adam over all; so the ratio says how many times a plain adversarial step the
-method costs.
+least-squares terms, one backward, one Adam over all, with nn.InstanceNorm2d as released; so the cost says how many
+plain adversarial steps the method takes.
 `loader`: one item of a 480x640 photograph in memory. Reference: the release's way with scikit-image, four
 conversions to Lab, an anti-aliased resize for each image and mask, 50 dilations.
 """

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> dict:
     parser.add_argument(
         "--size", choices=("protocol", "full"), default="protocol", help="256x256 (SRD 640x840) or full"
     )
+    parser.add_argument("--white", choices=("d50", "d65"), default="d50", help="of Lab in the errors: MATLAB's, or D65")
     given, overrides = parser.parse_known_args(argv)
     conf, stage, path, parts, own = experiment(given)
     conf = config.override(conf, overrides)
@@ -49,12 +50,18 @@ def main(argv: list[str]) -> dict:
             models.load_weights(network, *parts(name))
             network.to(device)
         size = None if given.size == "full" else data.SRD_FRAME if conf.data.name == "srd" else (256, 256)
-        metrics = evaluation.removal(*networks.values(), test, conf.removal.clear, size)
+        metrics = evaluation.removal(*networks.values(), test, conf.removal.clear, size, given.white)
         metrics["params"] = sum(cost.parameters(network).total for network in networks.values())
     if stage == "synthesis" or (own and evaluation.is_known(test)):
         files = [path] if stage == "synthesis" else stage1_files(conf, path.parent)
         metrics |= evaluation.synthesis(pseudo_shadows(conf, files, device), test, conf.data, device)
-    metrics["_meta"] = {"checkpoint": path.name, "stage": stage, "data": conf.data.name, "size": given.size}
+    metrics["_meta"] = {
+        "checkpoint": path.name,
+        "stage": stage,
+        "data": conf.data.name,
+        "size": given.size,
+        "white": given.white,
+    }
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
     out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

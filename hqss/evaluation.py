@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from common.errors import InputError
-from common.shadow.metrics import REGIONS, score, summary
+from common.shadow.metrics import REGIONS, White, score, summary
 from common.shadow.relight import relit
 from common.shadow.sources import SyntheticTriplets
 from common.shadow.synthesis import darken, draw
@@ -29,24 +29,35 @@ def judge(coarse: nn.Module, refine: nn.Module, test: Photographs, clear: bool) 
 
 
 def online(restorer: Restore, triplets: list[Test], prefix: str = "") -> dict[str, float]:
-    """error_{s,ns,all} over images and error_pp_* over pixels, D65 at full size (section 6)."""
+    """error_{s,ns,all} over images and error_pp_* over pixels, D65 at full size (section 6).
+
+    ns_official: the release's non-shadow region, nearly the whole picture (section 9).
+    """
     results = [restorer(triplet) for triplet in triplets]
     frees, masks = [t.free for t in triplets], [t.mask for t in triplets]
     found = {}
-    for region in REGIONS:
-        over_pixels, over_images = online_errors(results, frees, masks, region)
-        found |= {f"{prefix}error_{region}": over_images, f"{prefix}error_pp_{region}": over_pixels}
+    for name in (*REGIONS, "ns_official"):
+        region, _, official = name.partition("_")
+        over_pixels, over_images = online_errors(results, frees, masks, region, bool(official))
+        found |= {f"{prefix}error_{name}": over_images, f"{prefix}error_pp_{name}": over_pixels}
     return found
 
 
 def removal(
-    coarse: nn.Module, refine: nn.Module, test: Photographs, clear: bool, size: tuple[int, int] | None
+    coarse: nn.Module,
+    refine: nn.Module,
+    test: Photographs,
+    clear: bool,
+    size: tuple[int, int] | None,
+    white: White = "d50",
 ) -> dict[str, float]:
     """The MATLAB protocol at `size` (psnr_, ssim_, error_ of all, ns, s), the release's routine (online_), and for
     comparison the photograph as it is (input_) and the classical affine relight (affine_).
 
-    Where masks are detected ones, true_mask_ gives the same with the true masks at inference (section 9).
+    white: of the errors' Lab. Names end in _full where size is None, and in _d65 for that white. Where masks are
+    detected ones, true_mask_ gives the same with the true masks at inference (section 9).
     """
+    suffix = ("" if size else "_full") + ("" if white == "d50" else f"_{white}")
     triplets = [test.triplet(index) for index in range(len(test))]
     ours = lambda t: restore(coarse, refine, t.shadow, t.given, clear)
     ways: dict[str, Restore] = {"": ours, "input_": lambda t: t.shadow, "affine_": lambda t: relit(t.shadow, t.given)}
@@ -54,9 +65,9 @@ def removal(
         ways["true_mask_"] = lambda t: restore(coarse, refine, t.shadow, t.mask, clear)
     found = {}
     for prefix, restorer in ways.items():
-        values = summary([score(restorer(t), t.free, t.mask, size) for t in triplets])
+        values = summary([score(restorer(t), t.free, t.mask, size, white) for t in triplets])
         kept = values if prefix in ("", "true_mask_") else {k: v for k, v in values.items() if k.startswith("error")}
-        found |= {f"{prefix}{name}": value for name, value in kept.items()}
+        found |= {f"{prefix}{name}{suffix}": value for name, value in kept.items()}
     return {**found, **online(ours, triplets, "online_"), "images": len(triplets)}
 
 

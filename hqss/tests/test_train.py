@@ -163,7 +163,12 @@ def test_evaluation_and_its_comparisons(straight):
     metrics = eval.main(["--checkpoint", str(straight / "removal" / "last.pt")])
     assert metrics["error_ns"] == pytest.approx(metrics["input_error_ns"], abs=0.5)
     assert {"affine_error_s", "online_error_pp_ns", "psnr_all", "ssim_s"} <= metrics.keys()
+    assert metrics["online_error_ns_official"] > metrics["online_error_ns"]
     learnt_from = metrics["synth_error"]
+    words = ["--size", "full", "--white", "d65"]
+    full = eval.main(["--checkpoint", str(straight / "removal" / "last.pt"), *words])
+    assert full["error_s_full_d65"] == pytest.approx(full["online_error_s"], rel=1e-3), "8 bits and D65 in both"
+    assert "error_s" not in full and "input_error_s_full_d65" in full
     metrics = eval.main(["--checkpoint", str(straight / "synthesis" / "last.pt")])
     assert metrics["synth_error"] == learnt_from
     assert metrics["copy_darkness"] == pytest.approx(0, abs=1e-5) and metrics["copy_detail"] == pytest.approx(
