@@ -139,29 +139,38 @@ SOURCES = {
     "ISTD": ("ISTD_Dataset", "https://github.com/DeepInsight-PCALab/ST-CGAN", "1330 + 540, 640x480", "not stated"),
     "ISTD+": ("ISTD+", "https://github.com/cvlab-stonybrook/SID", "1330 + 540, 640x480", "not stated"),
     "SRD": ("SRD", "https://github.com/Liangqiong/DeShadowNet", "2680 + 408, 840x640", "not stated"),
+    "Video": ("Video", "SBU-TimeLapse (Le and Samaras)", "8 videos, no ground truth", "not stated"),
 }
+NOTES = """SRD has no masks of its own: put third-party ones into train_B and test_B (README.md, data).
+Video: a folder of frames each, for predict.py; hqss/video.py scores results against each pixel's brightest value."""
 
 
 def main(argv: list[str]) -> None:
-    """Print what lies below --root."""
+    """Print what lies below --root, and what is wrong with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder that holds the data sets (default: data)")
-    root = Path(parser.parse_args(argv).root)
-    print(f"{'set':<14} {'here':<22} {'expected at':<26} {'pictures':<20} {'licence':<22} source")
+    root, problems = Path(parser.parse_args(argv).root), []
+    print(f"{'set':<14} {'here':<22} {'expected at':<26} {'pictures':<26} {'licence':<22} source")
     for name, (place, source, size, licence) in SOURCES.items():
         inside = place == "."
-        print(f"{name:<14} {'present' if inside else _state(root / place, name):<22} "
-              f"{'-' if inside else str(root / place):<26} {size:<20} {licence:<22} {source}")  # fmt: skip
-    print("SRD has no masks of its own: put third-party ones into train_B and test_B (README.md, data)")
+        state, problem = ("present", "") if inside else _state(root / place, name)
+        print(f"{name:<14} {state:<22} {'-' if inside else str(root / place):<26} {size:<26} {licence:<22} {source}")
+        problems += [f"{name}: {problem}"] * bool(problem)
+    print(NOTES, *problems, sep="\n")
 
 
-def _state(root: Path, name: str) -> str:
-    """present with its numbers of triplets, or what is wrong."""
+def _state(root: Path, name: str) -> tuple[str, str]:
+    """present with its numbers of triplets, or what is wrong and why."""
+    if not root.is_dir():
+        return "missing", ""
+    if name == "Video":
+        folders = [folder for folder in root.iterdir() if folder.is_dir()]
+        return f"{len(folders)} videos", ""
     try:
         counts = [len(find(root, part, "adjusted" if name == "ISTD+" else "original")) for part in ("train", "test")]
-    except InputError:
-        return "incomplete" if root.is_dir() else "missing"
-    return f"{counts[0]} + {counts[1]} triplets"
+    except InputError as error:
+        return "incomplete", str(error)
+    return f"{counts[0]} + {counts[1]} triplets", ""
 
 
 if __name__ == "__main__":

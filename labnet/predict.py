@@ -9,6 +9,7 @@ crude detector guesses where it is dark: a stand-in for a learned one, which `pr
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from labnet.restore import remove_shadow
 from labnet.train import build
 
 WEIGHTS = Path(__file__).parent / "weights" / "labnet_small.safetensors"
+LONGEST = 1600  # pixels: every map of the network has the picture's full size
+LONGEST_HELP = f"shrink larger pictures to so many pixels a side, for memory (default: {LONGEST}); 0 keeps all"
 OPENING = 7  # pixels of the square that removes specks from a guessed mask
 
 
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> list[Path]:
     parser.add_argument("--mask", type=Path, help="mask, or folder of masks for a folder")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="file of train.py, export.py or the release")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results")
-    parser.add_argument("--longest", type=int, default=0, help="shrink to at most this many pixels a side; 0 keeps")
+    parser.add_argument("--longest", type=int, default=LONGEST, help=LONGEST_HELP)
     parser.add_argument("--paste", action="store_true", help="take lit pixels from the photograph")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
@@ -60,9 +63,12 @@ def main(argv: list[str]) -> list[Path]:
                 f"{mask} is {levels.shape[1]}x{levels.shape[0]}, {photograph} {picture.shape[1]}x{picture.shape[0]}; "
                 "a mask has the size of its photograph"
             )
-        if given.longest:
-            picture, levels = shrink(picture, given.longest), None if levels is None else shrink(levels, given.longest)
-            levels = None if levels is None else np.where(levels > 127, 255, 0).astype(np.uint8)
+        if 0 < given.longest < max(picture.shape[:2]):
+            print(f"{photograph}: shrunk to {given.longest} pixels; --longest 0 keeps its size", file=sys.stderr)
+            picture = shrink(picture, given.longest)
+            if levels is not None:
+                whole = np.where(levels > conf.data.test_threshold * 255, 255, 0).astype(np.uint8)
+                levels = np.where(shrink(whole, given.longest) > 127, 255, 0).astype(np.uint8)
         path = given.out / f"{photograph.stem}_free.png"
         write_image(path, predict(network, conf, picture, levels, device=device))
         print(path)
@@ -92,7 +98,11 @@ def dark_regions(picture: np.ndarray) -> np.ndarray:
 
 
 def pair(photographs: list[Path], mask: Path | None) -> list[Path | None]:
-    """The mask of each photograph. Errors: InputError for a photograph without one, by name."""
+    """The mask of each photograph. Errors: InputError for a photograph without one, and for two of one name."""
+    stems = [photograph.stem for photograph in photographs]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise InputError(f"several photographs are called {', '.join(twice[:5])}; their results would have one name")
     if mask is None or mask.is_file():
         if mask is not None and len(photographs) > 1:
             raise InputError(f"--mask {mask} is one file for {len(photographs)} photographs; give a folder of masks")

@@ -92,9 +92,9 @@ def rotation(shape: tuple[int, int], angle: int) -> tuple[int, ...]:
 
 
 class Places(NamedTuple):
-    """Where each pixel of a crop comes from: (x, y) int16 [crop, crop, 2]; outside (bool) where rotation opens a corner.
+    """Where each pixel of a crop comes from: source (x, y) int16 [crop, crop, 2].
 
-    There (x, y) lies outside of the picture as well.
+    outside: bool [crop, crop], the corners that rotation opens; there (x, y) lies outside of the picture as well.
     """
 
     source: np.ndarray

@@ -2,7 +2,7 @@
 
 Layouts: ISTD and its descendants, `root/{train,test}/{train,test}_{A,B,C}` or `root/{train,test}_{A,B,C}` without the
 folder in between: A shadow photographs, B masks, C shadow-free ones. ISTD+ keeps its adjusted photographs in
-`test_C_fixed_official` (and `train_C_fixed_official`), which is taken when asked for.
+`test_C_fixed_official` (and `train_C_fixed_official` or `_ours`), which is taken when asked for.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp")
 SHOWN = 5
+ADJUSTED = ("_official", "_ours", "")  # endings under which ISTD+'s photographs are passed around
 FreeFolder = Literal["original", "adjusted", "none"]
 
 
@@ -54,7 +55,8 @@ def find(root: str | Path, part: Literal["train", "test"], free: FreeFolder = "o
     inner = root / part if (root / part).is_dir() else root
     folders = {"shadow": f"{part}_A", "mask": f"{part}_B"}
     if free != "none":
-        folders["free"] = f"{part}_C" if free == "original" else f"{part}_C_fixed_official"
+        names = [f"{part}_C"] if free == "original" else [f"{part}_C_fixed{end}" for end in ADJUSTED]
+        folders["free"] = next((name for name in names if (inner / name).is_dir()), names[0])
     files = {what: listing(inner / folder) for what, folder in folders.items()}
     for what, found in files.items():
         lonely = sorted(files["shadow"].keys() ^ found.keys())

@@ -148,6 +148,14 @@ def test_triplets_pair_by_stem(istd):
     assert len(triplets.find(istd / "deep", "train")) == 3
 
 
+def test_adjusted_photographs_go_by_several_names(istd):
+    for name in ("train_C_fixed", "train_C_fixed_ours", "train_C_fixed_official"):
+        for number in range(3):
+            write_image(istd / name / f"{number}-1.png", noise(number))
+        assert triplets.find(istd, "train", "adjusted")[0].free.parent.name == name
+    assert triplets.find(istd, "train")[0].free.parent.name == "train_C"
+
+
 def test_bad_triplets_are_refused(istd):
     with pytest.raises(InputError, match="test_A does not exist"):
         triplets.find(istd, "test")

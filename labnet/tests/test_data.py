@@ -147,8 +147,17 @@ def test_files_and_the_validation_share(tmp_path):
     assert (len(training), len(validation), len(test)) == (3, 1, 4)
     assert not {training.name(i) for i in range(3)} & {validation.name(0)}
     assert data.load(small("--data.name=triplets", f"--data.root={root}", "--data.limit=2"))[1] is None
+
+
+def test_data_says_what_is_there_and_what_is_wrong(tmp_path):
+    triplet_folder(tmp_path / "SRD", 2)
+    triplet_folder(tmp_path / "ISTD_Dataset", 2)
+    (tmp_path / "ISTD_Dataset" / "train_C" / "1.png").unlink()
     report = python(PROJECT, ["data.py", "--root", str(tmp_path)])
-    assert report.returncode == 0 and "missing" in report.stdout and "scikit-image" in report.stdout
+    assert report.returncode == 0, report.stderr
+    lines = {line.split()[0]: line for line in reversed(report.stdout.splitlines())}
+    assert "2 + 2 triplets" in lines["SRD"] and "missing" in lines["ISTD+"] and "incomplete" in lines["ISTD"]
+    assert "ISTD: " in report.stdout and "train_A and train_C do not pair; without partner: 1" in report.stdout
 
 
 def test_grey_masks_are_cut_at_the_thresholds():

@@ -210,6 +210,12 @@ def test_predict_and_export(tmp_path, trained):
     words = [str(folder / "test_A"), "--weights", str(exported), "--out", str(tmp_path / "all")]
     assert len(predict.main(words)) == 2  # without masks, by the stand-in for a detector
     assert len(predict.main([*words, "--mask", str(folder / "test_B")])) == 2
+    write_image(tmp_path / "twins" / "0.png", read_image(photo))
+    write_image(tmp_path / "twins" / "0.bmp", read_image(photo))
+    with pytest.raises(InputError, match="several photographs are called 0"):
+        predict.main([str(tmp_path / "twins"), *words[1:]])
+    (path,) = predict.main([str(photo), *words[1:-1], str(tmp_path / "small"), "--longest", "40"])
+    assert read_image(path).shape == (30, 40, 3)
     (folder / "test_B" / "1.png").unlink()
     with pytest.raises(InputError, match=r"no mask for 1\.png"):
         predict.main([*words, "--mask", str(folder / "test_B")])
