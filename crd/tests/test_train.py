@@ -236,7 +236,8 @@ def test_evaluation_prediction_and_export(tmp_path, straight):
     model, folder = straight
     weights = str(folder / "last.pt")
     words = ["--checkpoint", weights, "--gallery", str(tmp_path / "page"), "--out", str(tmp_path / "m.json")]
-    metrics = eval.main([*words, "--relations", str(tmp_path / "maps")])
+    metrics = eval.main([*words, "--relations", str(tmp_path / "maps"), "--latency", "1"])
+    assert all(metrics[f"latency_{layout}_1_threads"] > 0 for layout in ("contiguous", "channels_last"))
     last = [line for line in log(folder) if line["split"] == "test" and "fd_random" in line][-1]
     assert metrics["fd_random"] == last["fd_random"] and metrics["images"] == 4
     parts = sum(metrics[f"relation_{name}"] for name in SETS)

@@ -194,7 +194,9 @@ def test_evaluation(tmp_path, straight):
     _, folder = straight
     weights = str(folder / "last.pt")
     words = ["--checkpoint", weights, "--gallery", str(tmp_path / "page"), "--out", str(tmp_path / "m.json")]
+    words += ["--latency", "1"]
     metrics = eval.main(words)
+    assert all(metrics[f"latency_{layout}_1_threads"] > 0 for layout in ("contiguous", "channels_last"))
     last = [line for line in log(folder) if line["split"] == "test" and "fd_random" in line][-1]
     assert metrics["fd_random"] == last["fd_random"] and metrics["images"] == 4
     assert metrics["best_student"] <= metrics["fd_random"] and metrics["teacher_l1"] > 0
