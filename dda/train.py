@@ -77,7 +77,7 @@ def fit(run: Run, config: Config, stage: Stage, train, test) -> None:
     network = network.to(run.device, memory_format=torch.channels_last)
     train = train.to(run.device)
     parameters = list(network.parameters())
-    optimiser = torch.optim.Adam(parameters, stage.lr)
+    optimiser = torch.optim.Adam(parameters, stage.lr, fused=True)
     classes = classed(train, config, run.device) if stage.epochs else []
     per_epoch = steps_of_epoch(classes, stage) if stage.epochs else 0
     thresholds = calibration(config, train, run.device)
