@@ -167,7 +167,7 @@ def resize(picture: np.ndarray, size: tuple[int, int] | None, interpolation: str
 
 
 def to_network(rgb: np.ndarray, model) -> Tensor:
-    """uint8 RGB [..., H, W, 3] -> float32 [..., 3, H, W] in the colour space of a config.Model."""
+    """uint8 RGB [..., H, W, 3] -> float32 [..., 3, H, W], channels last, in the colour space of a config.Model."""
     if model.space == "lab" and model.lab == "8bit":
         flat = rgb8_to_lab8(rgb.reshape(-1, *rgb.shape[-2:])).reshape(rgb.shape)
         return torch.from_numpy(flat).movedim(-1, -3).float().div_(255)
@@ -175,7 +175,8 @@ def to_network(rgb: np.ndarray, model) -> Tensor:
     if model.space == "rgb":
         return unit
     scale, shift = _affine(model, unit)
-    return rgb_to_lab(unit) * scale + shift
+    lab = rgb_to_lab(unit) * scale + shift
+    return lab.movedim(-3, -1).contiguous().movedim(-1, -3)  # pixel by pixel, as the other two lie in memory
 
 
 def to_picture(values: Tensor, model, truncate: bool = False) -> np.ndarray:
