@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import photos
 from common.errors import InputError
-from common.images import list_images, read_image
+from common.images import read_image
 from common.labelled import archive
 from common.randomness import integers
 
@@ -19,8 +19,7 @@ from PIL import Image
 TRAIN_SHARE = 0.65
 COUNTS = {True: 512, False: 128}
 TEXTURES, SCENES = ("immunohistochemistry", "retina"), ("astronaut", "chelsea", "coffee")
-# Of one's own photographs, every fifth from the third by name on is for evaluation.
-HELD_OUT, FIRST_HELD_OUT, CROPS_OF_EACH, CROPS_ACROSS = 5, 2, 64, 4
+CROPS_OF_EACH, CROPS_ACROSS = 64, 4  # of one's own photographs
 
 Pictures = tuple[np.ndarray, np.ndarray]
 
@@ -78,11 +77,7 @@ def folder(root: str, size: int, train: bool, limit: int) -> Pictures:
     They are held in memory, 2 x 64 x size^2 x 3 bytes for a photograph. Errors: InputError for a folder with fewer than
     three photographs, and for one that cannot be read or is smaller than a crop.
     """
-    paths = list_images(root)
-    held_out = paths[FIRST_HELD_OUT::HELD_OUT]
-    if not held_out:
-        raise InputError(f"{root} holds {len(paths)} photographs; at least 3 are needed, as one is kept for evaluation")
-    chosen = [path for path in paths if (path not in held_out) == train]
+    chosen = photos.folder_split(root, train)
     parts = {str(path): _shrunk(read_image(path), CROPS_ACROSS * size) for path in chosen}
     count = CROPS_OF_EACH * len(chosen)
     return with_edges(cut(parts, size, min(count, limit or count), train, 88))

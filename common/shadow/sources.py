@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from common import photos
 from common.errors import InputError
-from common.images import list_images, read_image
+from common.images import read_image
 from common.randomness import integers
 from common.shadow.synthesis import draw
 from common.shadow.triplets import Triplet, read
@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image
 
 PHOTO, ROW, COLUMN = 130, 131, 132  # slots of a crop; the shadow cast on it draws from 90 on
-HELD_OUT = 5  # of a folder every fifth photograph, from the third on, is a test picture
 
 
 class Sample(NamedTuple):
@@ -143,15 +142,8 @@ def embedded(part: Literal["train", "test"]) -> dict[str, np.ndarray]:
 
 
 def folder(root: str | Path, part: Literal["train", "test"], longest: int) -> dict[str, np.ndarray]:
-    """A folder's photographs of one side by stem, shrunk to at most `longest` pixels; see HELD_OUT.
-
-    Errors: InputError for a folder with fewer than three photographs, which leave nothing to test on.
-    """
-    paths = list_images(root)
-    if len(paths) < 3:
-        raise InputError(f"{root} holds {len(paths)} photographs; at least three are needed, the third is for testing")
-    chosen = [path for i, path in enumerate(paths) if (i % HELD_OUT == 2) == (part == "test")]
-    return {path.stem: shrink(read_image(path), longest) for path in chosen}
+    """A folder's photographs of one side by stem, shrunk to at most `longest` pixels (`photos.folder_split`)."""
+    return {path.stem: shrink(read_image(path), longest) for path in photos.folder_split(root, part == "train")}
 
 
 def shrink(picture: np.ndarray, longest: int) -> np.ndarray:

@@ -114,7 +114,7 @@ def test_a_large_photograph_is_shrunk_to_a_few_crops_across(tmp_path):
     assert train.read(1, 0).std() < 0.7 * picture(0).std()
 
 
-@pytest.mark.parametrize(("count", "side", "words"), [(2, 20, "at least 3 are needed"), (3, 9, "give at most 9")])
+@pytest.mark.parametrize(("count", "side", "words"), [(2, 20, "at least three are needed"), (3, 9, "give at most 9")])
 def test_a_folder_that_does_not_suffice(tmp_path, count, side, words):
     for i in range(count):
         write_image(tmp_path / f"{i}.png", picture(i, (20, side)))
