@@ -101,6 +101,12 @@ def hostile(path: Path, canary: Path) -> Path:
     return path
 
 
+def card_is_of(weights: Path) -> bool:
+    """Whether the model card beside a file of weights names its sha256."""
+    card = (weights.parent / "README.md").read_text(encoding="utf-8")
+    return checkpoint.file_sha256(weights) in card
+
+
 def image_archive(folder: Path, labels: list[int], classes: int | tuple[str, ...] = 10) -> Path:
     """An .npz of encoded 32x32 random images for `data.root`, train and test the same; returns its path."""
     encoded = []
