@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from dda import models
 from dda.method.losses import multi_scale
 from dda.method.slimmable import SlimConv2d
+from dda.models.dmcnn import summed
 from dda.models.mbcnn import BandPass, PreBlock, dct_matrix, effective_kernel
 from dda.tests.oracle_networks import rule_weights
 
@@ -154,6 +155,25 @@ def test_a_width_moves_only_the_weights_it_uses(name):
 def test_outputs_are_coarse_first_and_of_the_images_size(name):
     sizes = [tuple(o.shape[2:]) for o in small(name)(torch.rand(1, 3, 32, 48), 0.5)]
     assert sizes == ([(8, 12), (16, 24), (32, 48)] if name == "mbcnn" else [(32, 48)])
+
+
+def test_the_outputs_of_dmcnn_summed_at_once_are_the_sum_of_its_convolutions():
+    maps = [torch.randn(2, 4, 8, 12, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    outputs = [torch.nn.Conv2d(4, 3, 3, padding=1).double() for _ in range(5)]
+    inputs = [*maps, *(p for output in outputs for p in output.parameters())]
+    found, expected = summed(outputs, maps), sum(output(features) for output, features in zip(outputs, maps))
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction)
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_dmcnn_is_the_same_function_in_training():
+    network = small("dmcnn")
+    x = torch.rand(2, 3, 32, 48)
+    torch.testing.assert_close(network.train()(x, 0.5)[-1], network.eval()(x, 0.5)[-1])
 
 
 def test_heads_of_dmcnn():
