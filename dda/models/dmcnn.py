@@ -49,7 +49,7 @@ def summed(outputs: list[nn.Conv2d], maps: list[Tensor]) -> Tensor:
         weight = output.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2).expand(len(features), -1, -1)
         features = features.flatten(2)
         columns = weight @ features if columns is None else torch.baddbmm(columns, weight, features)
-    bias = torch.stack([output.bias for output in outputs]).sum(0)
+    bias = sum(output.bias for output in outputs)  # of a stack's sum the gradients would share their memory
     return F.fold(columns, maps[0].shape[-2:], 3, padding=1) + bias[:, None, None]
 
 

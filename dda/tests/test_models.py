@@ -8,6 +8,7 @@ from common.testing import hostile
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dda import models
 from dda.method.losses import multi_scale
@@ -170,10 +171,20 @@ def test_the_outputs_of_dmcnn_summed_at_once_are_the_sum_of_its_convolutions():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_dmcnn_is_the_same_function_in_training():
+def test_dmcnn_is_the_same_function_in_training_and_its_gradients_add_up():
     network = small("dmcnn")
     x = torch.rand(2, 3, 32, 48)
     torch.testing.assert_close(network.train()(x, 0.5)[-1], network.eval()(x, 0.5)[-1])
+
+    def gradients(parts: list[Tensor]) -> list[Tensor]:
+        network.train().zero_grad()
+        for part in parts:
+            network(part, 1.0)[-1].square().sum().backward()
+        return [parameter.grad.clone() for parameter in network.parameters()]
+
+    first, second, both = gradients([x[:1]]), gradients([x[1:]]), gradients([x[:1], x[1:]])
+    for one, other, sum_ in zip(first, second, both):
+        torch.testing.assert_close(one + other, sum_)
 
 
 def test_heads_of_dmcnn():
