@@ -1,9 +1,9 @@
 """How both stages are judged: region errors of removal, and synthesis against a shadow that is known."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from common.errors import InputError
-from common.shadow.metrics import REGIONS, White, score, summary
+from common.shadow.metrics import White, score, summary
 from common.shadow.relight import relit
 from common.shadow.sources import SyntheticTriplets
 from common.shadow.synthesis import darken, draw
@@ -19,26 +19,23 @@ from hqss.data import TEST_SEED, Photographs, Test
 from hqss.inference import online_errors, restore
 from hqss.items import Crop, dilate, prepare
 
-Restore = Callable[[Test], np.ndarray]
+BASELINES = ("input_", "affine_")  # judged by their errors alone
 
 
 def judge(coarse: nn.Module, refine: nn.Module, test: Photographs, clear: bool) -> dict[str, float]:
     """The release's routine after each epoch: D65 error at full size by region, over pixels (pp) and images."""
     triplets = [test.triplet(index) for index in range(len(test))]
-    return online(lambda t: restore(coarse, refine, t.shadow, t.given, clear), triplets)
+    return online([restore(coarse, refine, t.shadow, t.given, clear) for t in triplets], triplets)
 
 
-def online(restorer: Restore, triplets: list[Test], prefix: str = "") -> dict[str, float]:
+def online(results: list[np.ndarray], triplets: list[Test], prefix: str = "") -> dict[str, float]:
     """error_{s,ns,all} over images and error_pp_* over pixels, D65 at full size (section 6).
 
     ns_official: the release's non-shadow region, nearly the whole picture (section 9).
     """
-    results = [restorer(triplet) for triplet in triplets]
-    frees, masks = [t.free for t in triplets], [t.mask for t in triplets]
     found = {}
-    for name in (*REGIONS, "ns_official"):
-        region, _, official = name.partition("_")
-        over_pixels, over_images = online_errors(results, frees, masks, region, bool(official))
+    regions = online_errors(results, [t.free for t in triplets], [t.mask for t in triplets])
+    for name, (over_pixels, over_images) in regions.items():
         found |= {f"{prefix}error_{name}": over_images, f"{prefix}error_pp_{name}": over_pixels}
     return found
 
@@ -52,21 +49,26 @@ def removal(
     white: White = "d50",
 ) -> dict[str, float]:
     """The MATLAB protocol at `size` (psnr_, ssim_, error_ of all, ns, s), the release's routine (online_), and for
-    comparison the photograph as it is (input_) and the classical affine relight (affine_).
+    comparison the errors of the photograph as it is (input_) and of the classical affine relight (affine_).
 
     white: of the errors' Lab. Names end in _full where size is None, and in _d65 for that white. Where masks are
     detected ones, true_mask_ gives the same with the true masks at inference (section 9).
     """
     suffix = ("" if size else "_full") + ("" if white == "d50" else f"_{white}")
     triplets = [test.triplet(index) for index in range(len(test))]
-    ours = lambda t: restore(coarse, refine, t.shadow, t.given, clear)
-    ways: dict[str, Restore] = {"": ours, "input_": lambda t: t.shadow, "affine_": lambda t: relit(t.shadow, t.given)}
+    ours = [restore(coarse, refine, t.shadow, t.given, clear) for t in triplets]
+    ways: dict[str, Iterable[np.ndarray]] = {
+        "": ours,
+        "input_": (t.shadow for t in triplets),
+        "affine_": (relit(t.shadow, t.given) for t in triplets),
+    }
     if test.detected is not None:
-        ways["true_mask_"] = lambda t: restore(coarse, refine, t.shadow, t.mask, clear)
+        ways["true_mask_"] = (restore(coarse, refine, t.shadow, t.mask, clear) for t in triplets)
     found = {}
-    for prefix, restorer in ways.items():
-        values = summary([score(restorer(t), t.free, t.mask, size, white) for t in triplets])
-        kept = values if prefix in ("", "true_mask_") else {k: v for k, v in values.items() if k.startswith("error")}
+    for prefix, results in ways.items():
+        only = prefix in BASELINES
+        values = summary([score(result, t.free, t.mask, size, white, only) for result, t in zip(results, triplets)])
+        kept = {name: value for name, value in values.items() if name.startswith("error") or not only}
         found |= {f"{prefix}{name}{suffix}": value for name, value in kept.items()}
     return {**found, **online(ours, triplets, "online_"), "images": len(triplets)}
 

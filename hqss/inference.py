@@ -73,31 +73,31 @@ def check(rgb: np.ndarray, levels: np.ndarray) -> None:
 
 
 def online_errors(
-    results: Sequence[np.ndarray],
-    frees: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    region: str,
-    official: bool = False,
-) -> tuple[float, float]:
-    """(PP, PI) error of region s, ns or all by the release's test routine: D65 Lab at full size, 8-bit images.
+    results: Sequence[np.ndarray], frees: Sequence[np.ndarray], masks: Sequence[np.ndarray]
+) -> dict[str, tuple[float, float]]:
+    """(PP, PI) error by region s, ns, all by the release's test routine: D65 Lab at full size, 8-bit images.
 
-    masks: every non-zero level is shadow. official: the release's non-shadow region, whose bitwise NOT of a 0/1 mask
-    gives the weights 255 and 254, nearly the whole image (section 9). Images without the region are left out.
+    masks: every non-zero level is shadow. ns_official: the release's non-shadow region, whose bitwise NOT of a 0/1
+    mask gives the weights 255 and 254, nearly the whole image (section 9). Images without a region are left out of it.
     """
     weigh: dict[str, Callable[[Tensor], Tensor]] = {
         "s": lambda mask: mask,
-        "ns": lambda mask: 255 - mask if official else 1 - mask,
+        "ns": lambda mask: 1 - mask,
         "all": torch.ones_like,
+        "ns_official": lambda mask: 255 - mask,
     }
-    sums, weights = [], []
+    rows: dict[str, list[Tensor]] = {name: [] for name in weigh}
     for result, free, levels in zip(results, frees, masks):
         labs = [rgb_to_lab(torch.from_numpy(x.copy()).double().permute(2, 0, 1) / 255) for x in (result, free)]
-        weight = weigh[region](torch.from_numpy(levels != 0).double())
-        sums.append(((labs[0] - labs[1]).abs().sum(0) * weight).sum())
-        weights.append(weight.sum())
-    total, area = torch.stack(sums), torch.stack(weights)
-    there = area > 0
-    return float(total.sum() / area.sum()), float((total[there] / area[there]).mean())
+        error, mask = (labs[0] - labs[1]).abs().sum(0), torch.from_numpy(levels != 0).double()
+        for name, weight in weigh.items():
+            rows[name].append(torch.stack([(error * weight(mask)).sum(), weight(mask).sum()]))
+    found = {}
+    for name, pairs in rows.items():
+        sums, areas = torch.stack(pairs, 1)
+        there = areas > 0
+        found[name] = float(sums.sum() / areas.sum()), float((sums[there] / areas[there]).mean())
+    return found
 
 
 def threshold_mask(rgb: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from common import distributed
 from common.errors import InputError
 from common.images import list_images, read_image, write_image
 from common.run import entry
-from common.shadow.triplets import listing, read_mask
+from common.shadow.triplets import listing, read_mask, require_marked
 
 import numpy as np
 import torch
@@ -114,8 +114,12 @@ def find_masks(given: Path | None, named: dict[str, Path], option: str) -> dict[
 
 
 def mask_of(path: Path, masks: dict[str, Path]) -> np.ndarray:
-    """Mask levels uint8 [H, W] of a photograph."""
-    return read_mask(masks[path.stem], None) if masks else threshold_mask(read_image(path))
+    """Mask levels uint8 [H, W] of a photograph. Errors: InputError for one too dark to mark anything."""
+    if not masks:
+        return threshold_mask(read_image(path))
+    levels = read_mask(masks[path.stem], None)
+    require_marked(levels, 0.5, masks[path.stem])
+    return levels
 
 
 def lit_of(path: Path, levels: np.ndarray, lit: dict[str, Path]) -> np.ndarray:

@@ -131,7 +131,8 @@ def train_removal(run: Run, config: Config, train: data.Items, test: data.Photog
 
 def adam(config: Config, module: nn.Module) -> torch.optim.Adam:
     """Adam over a module's parameters."""
-    return torch.optim.Adam(module.parameters(), config.optim.lr, (config.optim.beta1, config.optim.beta2))
+    optim = config.optim
+    return torch.optim.Adam(module.parameters(), optim.lr, (optim.beta1, optim.beta2), fused=True)
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------

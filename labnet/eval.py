@@ -1,6 +1,7 @@
 """The field's protocol on a checkpoint: error (Lab), PSNR and SSIM in the shadow, outside it and over all.
 
     python eval.py --checkpoint runs/cfg/train/last.pt [--data.root DIR] [--out metrics.json] [--pictures DIR]
+    python eval.py --checkpoint weights.safetensors --data.root DIR                     (of export.py)
     python eval.py --checkpoint best_net_G.pth --config configs/istd.yaml --data.root ISTD      (an official one)
 
 Metrics are named NAME_REGION_SIZE_WHITE: error_s_256_d50 is the mean over images of the sum over channels of absolute
@@ -68,9 +69,11 @@ def main(argv: list[str]) -> dict:
 
 
 def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, dict]:
-    """The config and content of a checkpoint of ours; of other weights the given config and {}."""
+    """The config and content of a checkpoint of ours; of other weights the given config, or an export's own, and {}."""
     if given.config:
         return config.load(Config, given.config), {}
+    if path.suffix == ".safetensors" and path.is_file() and (stored := models.stored_config(path)):
+        return config.from_dict(Config, stored), {}
     try:
         own = checkpoint.load_own(path, "labnet")
     except CheckpointError as error:

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> Path:
         raise InputError(f"--out {given.out}: give a name that ends in .safetensors")
     own = checkpoint.load_own(given.checkpoint, "labnet")
     stored = config.to_dict(config.from_dict(Config, own["config"]))
+    stored["data"]["root"] = stored["loss"]["vgg"] = None  # places on the machine that trained
     weights = {name: value.contiguous().half() for name, value in own["state"]["model"].items()}
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:

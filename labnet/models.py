@@ -1,11 +1,13 @@
 """LAB-Net and the frozen VGG-16 of its perceptual loss; parameter names are those of the release (section 8)."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 from common.errors import CheckpointError, InputError
 from common.weights import fit_weights, load_weights, read_weights
 
+import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,14 +139,18 @@ class LABNet(nn.Module):
             dilated = dilate(mask)
         return regions(mask, dilate(mask) if dilated is None else dilated, grid)
 
+    def require_size(self, height: int, width: int) -> None:
+        """Errors: InputError for a picture below `minimum` pixels."""
+        if min(height, width) < self.minimum:
+            raise InputError(f"a picture of {width}x{height} is too small: {self.minimum} pixels a side are needed")
+
     def forward(self, x: Tensor, mask: Tensor, where: Regions | None = None) -> Tensor:
         """Picture [B, 3, H, W] and mask [B, 1, H, W] -> shadow-free picture [B, 3, H, W], not clipped.
 
         where: what `regions` gives for the masks. Errors: InputError for a picture below `minimum` pixels.
         """
         height, width = x.shape[-2:]
-        if min(height, width) < self.minimum:
-            raise InputError(f"a picture of {width}x{height} is too small: {self.minimum} pixels a side are needed")
+        self.require_size(height, width)
         grid = self.grid(height, width)
         where = self.regions(mask) if where is None else where
         start = torch.cat([self.convst(x), mask.to(x.dtype)], 1)
@@ -206,3 +212,13 @@ def channels_of(path: str | Path) -> int:
     if weight is None or weight.ndim != 4:
         raise CheckpointError(f"{path} holds no weights of LAB-Net; give a file of train.py, export.py or the release")
     return len(weight)
+
+
+def stored_config(path: Path) -> dict | None:
+    """The config that export.py has put into a .safetensors file, None in one without. Errors: CheckpointError."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            stored = (file.metadata() or {}).get("config")
+            return json.loads(stored) if stored else None
+    except Exception as error:  # a damaged file can make the reader raise anything
+        raise CheckpointError(f"{path} cannot be read as weights ({error})") from error

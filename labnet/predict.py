@@ -3,12 +3,11 @@
     python predict.py photo.jpg --mask mask.png
     python predict.py photos/ --mask masks/ --weights best_net_G.pth --out results/
 
-Masks pair with photographs by the stem of their names; non-zero above 0.9 of full scale is shadow. Without --mask a
+Masks pair with photographs by the stem of their names; above 0.9 of full scale is shadow. Without --mask a
 crude detector guesses where it is dark: a stand-in for a learned one, which `predict(…, detector=function)` takes.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,10 @@ from common.images import list_images, read_image, write_image
 from common.run import entry
 from common.shadow.color import rgb8_to_lab8
 from common.shadow.sources import shrink
-from common.shadow.triplets import listing, read_mask
+from common.shadow.triplets import listing, read_mask, require_marked
 
 import cv2
 import numpy as np
-import safetensors
 import torch
 
 from labnet import models
@@ -52,17 +50,14 @@ def main(argv: list[str]) -> list[Path]:
     photographs = list_images(given.input) if given.input.is_dir() else [given.input]
     masks = pair(photographs, given.mask)
     network, conf = load(given.weights, given.paste)
+    for photograph, mask in zip(photographs, masks):
+        picture, _ = opened(photograph, mask, conf.data.test_threshold)
+        network.require_size(*picture.shape[:2])
     device = start(given.device)
     network = network.to(device, memory_format=torch.channels_last).eval()
     written = []
     for photograph, mask in zip(photographs, masks):
-        levels = None if mask is None else read_mask(mask, threshold=None)
-        picture = read_image(photograph)
-        if levels is not None and levels.shape != picture.shape[:2]:
-            raise InputError(
-                f"{mask} is {levels.shape[1]}x{levels.shape[0]}, {photograph} {picture.shape[1]}x{picture.shape[0]}; "
-                "a mask has the size of its photograph"
-            )
+        picture, levels = opened(photograph, mask, conf.data.test_threshold)
         if 0 < given.longest < max(picture.shape[:2]):
             print(f"{photograph}: shrunk to {given.longest} pixels; --longest 0 keeps its size", file=sys.stderr)
             picture = shrink(picture, given.longest)
@@ -74,6 +69,23 @@ def main(argv: list[str]) -> list[Path]:
         print(path)
         written.append(path)
     return written
+
+
+def opened(photograph: Path, mask: Path | None, threshold: float) -> tuple[np.ndarray, np.ndarray | None]:
+    """A photograph uint8 [H, W, 3] and the levels of its mask uint8 [H, W].
+
+    Errors: InputError for a mask of another size, or one that marks something but nowhere above the threshold.
+    """
+    picture, levels = read_image(photograph), None if mask is None else read_mask(mask, threshold=None)
+    if levels is None:
+        return picture, None
+    if levels.shape != picture.shape[:2]:
+        raise InputError(
+            f"{mask} is {levels.shape[1]}x{levels.shape[0]}, {photograph} {picture.shape[1]}x{picture.shape[0]}; "
+            "a mask has the size of its photograph"
+        )
+    require_marked(levels, threshold, mask)
+    return picture, levels
 
 
 def predict(
@@ -128,13 +140,8 @@ def load(path: Path, paste: bool = False) -> tuple[models.LABNet, Config]:
 def describe(path: Path) -> Config:
     """The config that a file carries; for bare weights the paper's network with their width."""
     if path.suffix == ".safetensors" and path.is_file():
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                stored = (file.metadata() or {}).get("config")
-        except Exception as error:  # a damaged file can make the reader raise anything
-            raise CheckpointError(f"{path} cannot be read as weights ({error})") from error
-        if stored:
-            return config.from_dict(Config, json.loads(stored))
+        if stored := models.stored_config(path):
+            return config.from_dict(Config, stored)
     else:
         try:
             return config.from_dict(Config, checkpoint.load_own(path, "labnet")["config"])

@@ -87,7 +87,7 @@ def fit(run: Run, config: Config, train, validation, test) -> None:
     step_module = distributed.wrap(Step(network, features, config))
     optim = config.optim
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(parameters, optim.lr, betas=(optim.beta1, optim.beta2))
+    optimiser = torch.optim.Adam(parameters, optim.lr, (optim.beta1, optim.beta2), fused=True)
     with torch.device("meta"):  # workers need the shape of the attention's grid, no weights
         prepared = data.TrainingSet(train, config, build(config))
     epochs, total = optim.flat + optim.decay, -(-len(train) // config.data.batch_size)

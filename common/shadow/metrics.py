@@ -10,6 +10,7 @@ from typing import NamedTuple
 from common.errors import InputError
 from common.shadow.color import White, rgb_to_lab
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,29 +56,48 @@ def imresize(image: Tensor, size: tuple[int, int], levels: bool = False) -> Tens
     return image
 
 
-def _blur(n: int, sigma: float = 1.5, radius: int = 5) -> Tensor:
-    """A Gaussian of 11 taps along an axis of n samples with repeated borders, as a matrix [n, n]."""
-    offsets = torch.arange(-radius, radius + 1)
-    taps = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
-    index = (torch.arange(n)[:, None] + offsets).clamp(0, n - 1)
-    return torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, index, (taps / taps.sum()).expand(n, -1))
+def _window() -> np.ndarray:
+    """The Gaussian of the structural similarity along one axis: 11 taps, sigma 1.5; float64."""
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    return taps / taps.sum()
 
 
-def ssim(one: Tensor, two: Tensor, volume: bool = True) -> Tensor:
-    """Mean structural similarity of images [3, H, W] in [0, 1].
+def _blur_planes(x: Tensor) -> Tensor:
+    """Each plane of float64 [..., H, W] under the window, borders repeated."""
+    taps, planes = _window(), x.reshape(-1, *x.shape[-2:]).numpy()
+    blurred = [cv2.sepFilter2D(plane, cv2.CV_64F, taps, taps, borderType=cv2.BORDER_REPLICATE) for plane in planes]
+    return torch.from_numpy(np.stack(blurred)).view(x.shape)
 
-    volume: MATLAB's default for an H x W x 3 array, a Gaussian over all three axes; otherwise the mean of three 2-D
-    similarities.
-    """
-    rows, columns = _blur(one.shape[1]), _blur(one.shape[2])
-    channels = _blur(one.shape[0]) if volume else torch.eye(len(one), dtype=torch.float64)
-    blur = lambda x: torch.einsum("cd,dhw->chw", channels, rows @ x @ columns.T)
+
+def _blur_channels(x: Tensor) -> Tensor:
+    """The same over the channels of float64 [..., C, H, W]."""
+    n, taps = x.shape[-3], torch.from_numpy(_window())
+    index = (torch.arange(n)[:, None] + torch.arange(-5, 6)).clamp(0, n - 1)
+    weights = torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, index, taps.expand(n, -1))
+    return (weights @ x.flatten(-2)).view(x.shape)
+
+
+def _similarity(blurred: Tensor) -> Tensor:
+    """Mean structural similarity of two images x, y in [0, 1] from blurred x, y, x², y², xy, [5, C, H, W]."""
+    mean1, mean2, square1, square2, product = blurred
     c1, c2 = 0.01**2, 0.03**2
-    mean1, mean2 = blur(one), blur(two)
-    var1, var2 = blur(one * one) - mean1**2, blur(two * two) - mean2**2
-    covariance = blur(one * two) - mean1 * mean2
+    var1, var2, covariance = square1 - mean1**2, square2 - mean2**2, product - mean1 * mean2
     above = (2 * mean1 * mean2 + c1) * (2 * covariance + c2)
     return (above / ((mean1**2 + mean2**2 + c1) * (var1 + var2 + c2))).mean()
+
+
+def similarities(one: Tensor, two: Tensor, shadow: Tensor) -> tuple[Tensor, Tensor]:
+    """Structural similarity of images [3, H, W] in [0, 1]: [3] by region, over the volume, and the mean of channels.
+
+    shadow: bool [H, W]. Volume, MATLAB's default for an H x W x 3 array, is a Gaussian over all three axes; the other
+    is the mean of three 2-D similarities. What an image that is 0 outside a region holds is linear in the region, so
+    two blurs serve all three.
+    """
+    x, y = one.double(), two.double()
+    maps = torch.stack([x, y, x * x, y * y, x * y])
+    whole, inside = _blur_planes(maps), _blur_planes(maps * shadow)
+    regions = [_similarity(_blur_channels(blurred)) for blurred in (whole, whole - inside, inside)]
+    return torch.stack(regions), _similarity(whole)
 
 
 class ImageScore(NamedTuple):
@@ -105,10 +125,11 @@ def score(
     mask: np.ndarray,
     size: tuple[int, int] | None = (256, 256),
     white: White = "d50",
+    errors_only: bool = False,
 ) -> ImageScore:
     """Compare a result with the shadow-free image. size: (H, W) that all three are resized to first, None for as is.
 
-    Errors: InputError for shapes that differ.
+    errors_only: PSNR and SSIM, most of the work, stay NaN. Errors: InputError for shapes that differ.
     """
     if result.shape != free.shape or mask.shape != free.shape[:2]:
         shapes = f"{[*result.shape]}, {[*free.shape]} and {[*mask.shape]}"
@@ -122,15 +143,14 @@ def score(
     regions = torch.stack([torch.ones_like(shadow), ~shadow, shadow]).double()
     labs = [rgb_to_lab(image.clamp(0, 1), white) for image in images]
     difference = (labs[0] - labs[1]).abs().sum(0)
-    one, two = images
-    masked = [(one * region, two * region) for region in regions]
-    return ImageScore(
-        psnr=torch.stack([-10 * (a - b).square().mean().log10() for a, b in masked]),
-        ssim=torch.stack([ssim(a, b) for a, b in masked]),
-        error_sum=(difference * regions).sum((1, 2)),
-        pixels=regions.sum((1, 2)),
-        ssim_per_channel=ssim(one, two, volume=False),
-    )
+    psnr = ssim = torch.full((3,), torch.nan, dtype=torch.float64)
+    per_channel = ssim[0]
+    if not errors_only:
+        one, two = images
+        psnr = torch.stack([-10 * ((one - two) * region).square().mean().log10() for region in regions])
+        ssim, per_channel = similarities(one, two, shadow)
+    sums, pixels = (difference * regions).sum((1, 2)), regions.sum((1, 2))
+    return ImageScore(psnr, ssim, sums, pixels, per_channel)
 
 
 def summary(scores: Sequence[ImageScore]) -> dict[str, float]:

@@ -19,4 +19,4 @@ def example(folder: Path, side: int) -> Sample:
 
 def errors(image: np.ndarray, sample: Sample) -> dict[str, float]:
     """The Lab error of uint8 [H, W, 3] in each region."""
-    return dict(zip(REGIONS, score(image, sample.free, sample.mask, None).error.tolist()))
+    return dict(zip(REGIONS, score(image, sample.free, sample.mask, None, errors_only=True).error.tolist()))

@@ -82,6 +82,15 @@ def read_mask(path: str | Path, threshold: float | None = 0.5) -> np.ndarray:
     return levels if threshold is None else (levels > threshold * 255).astype(np.uint8)
 
 
+def require_marked(levels: np.ndarray, threshold: float, path: str | Path) -> None:
+    """Errors: InputError for a mask uint8 that is not empty but has nothing above the threshold, as one of 0 and 1."""
+    if 0 < levels.max(initial=0) <= threshold * 255:
+        raise InputError(
+            f"{path}: nothing in it is above {threshold * 255:g} of 255, its largest value is {levels.max()}; "
+            "a shadow is white, an empty mask black"
+        )
+
+
 def read(triplet: Triplet, threshold: float | None = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Shadow image uint8 [H, W, 3], mask uint8 [H, W] (see `read_mask`), shadow-free image or None.
 

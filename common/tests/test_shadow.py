@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.color import lab2rgb, rgb2lab
 
 
@@ -62,6 +63,27 @@ def test_metrics_by_hand():
     assert scores.error.tolist() == pytest.approx([expected / 4, 0, expected])
     assert scores.pixels.tolist() == [1024, 768, 256]
     assert float(scores.ssim[1]) == pytest.approx(1)
+    alone = metrics.score(result, free, mask, None, errors_only=True)
+    assert torch.equal(alone.error, scores.error) and alone.psnr.isnan().all() and alone.ssim.isnan().all()
+
+
+def test_similarity_of_a_region_is_that_of_the_images_blackened_outside_it():
+    one, two = noise(1, (23, 31)) / 255, noise(2, (23, 31)) / 255
+    shadow = np.zeros((23, 31), bool)
+    shadow[5:14, 9:] = True
+
+    def straightforward(region, axes=(0, 1, 2)):
+        blur = lambda z: gaussian_filter(z, 1.5, mode="nearest", truncate=3.5, axes=axes)
+        x, y = (image * region[..., None] for image in (one, two))
+        means, covariance = blur(x) * blur(y), blur(x * y) - blur(x) * blur(y)
+        squares, variances = blur(x) ** 2 + blur(y) ** 2, blur(x * x) + blur(y * y) - blur(x) ** 2 - blur(y) ** 2
+        return ((2 * means + 1e-4) * (2 * covariance + 9e-4) / ((squares + 1e-4) * (variances + 9e-4))).mean()
+
+    images = (torch.from_numpy(image).movedim(-1, 0) for image in (one, two))
+    by_region, per_channel = metrics.similarities(*images, torch.from_numpy(shadow))
+    expected = [straightforward(region) for region in (np.ones_like(shadow), ~shadow, shadow)]
+    assert by_region.tolist() == pytest.approx(expected, abs=1e-9)
+    assert float(per_channel) == pytest.approx(straightforward(np.ones_like(shadow), (0, 1)), abs=1e-9)
 
 
 def test_an_empty_region_is_skipped_and_counted():

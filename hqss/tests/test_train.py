@@ -198,6 +198,9 @@ def test_predict_with_and_without_a_mask(tmp_path, straight):
     assert copied[~lit].all() and not copied[lit].all()  # the shadow is pasted in the mirrored mask
     with pytest.raises(InputError, match="other masks"):  # a lit region inside the shadow is none
         predict.main([*painted, "--lit", str(tmp_path / "masks" / "a.png"), *painters])
+    write_image(tmp_path / "ones.png", mask // 255)
+    with pytest.raises(InputError, match="largest value is 1"):
+        predict.main([str(tmp_path / "in" / "a.png"), "--mask", str(tmp_path / "ones.png"), *removers])
     write_image(tmp_path / "in" / "b.png", photograph)
     with pytest.raises(InputError, match="b"):
         predict.main([str(tmp_path / "in"), "--mask", str(tmp_path / "masks"), *removers])

@@ -204,6 +204,9 @@ def test_predict_and_export(tmp_path, trained):
         (path,) = predict.main(words)
         results.append(read_image(path).astype(int))
     assert np.abs(results[0] - results[1]).mean() < 2  # half precision
+    judged = ["--out", str(tmp_path / "metrics.json")]
+    ours, packed = (eval.main(["--checkpoint", str(path), *judged]) for path in (trained / "last.pt", exported))
+    assert packed["error_all_full_d50"] == pytest.approx(ours["error_all_full_d50"], rel=0.05)
     (path,) = predict.main([*words[:-1], str(tmp_path / "pasted"), "--paste"])
     lit = read_image(mask)[..., 0] == 0
     assert np.array_equal(read_image(path)[lit], read_image(photo)[lit])
@@ -219,9 +222,15 @@ def test_predict_and_export(tmp_path, trained):
     (folder / "test_B" / "1.png").unlink()
     with pytest.raises(InputError, match=r"no mask for 1\.png"):
         predict.main([*words, "--mask", str(folder / "test_B")])
-    write_image(mask, np.zeros((61, 80), np.uint8))
-    with pytest.raises(InputError, match=r"80x61.*80x60"):
-        predict.main([str(photo), "--mask", str(mask), "--weights", str(exported)])
+    refused = ["--mask", str(folder / "test_B"), "--weights", str(exported), "--out", str(tmp_path / "none")]
+    for levels, message in ((np.zeros((61, 80), np.uint8), "80x61.*80x60"), (np.eye(60, 80, dtype=np.uint8), "above")):
+        write_image(folder / "test_B" / "1.png", levels)
+        with pytest.raises(InputError, match=message):
+            predict.main([str(folder / "test_A"), *refused])
+    write_image(folder / "test_A" / "1.png", np.zeros((4, 80, 3), np.uint8))
+    with pytest.raises(InputError, match="too small"):
+        predict.main([str(folder / "test_A"), *refused[2:]])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_detector_can_be_given(trained):
