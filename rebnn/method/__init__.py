@@ -9,6 +9,7 @@ from rebnn.method.balance import Balance, balanced_gamma, flip_fraction
 from rebnn.method.binariser import (
     BinaryConv2d,
     binarise,
+    binarise_bidet,
     binarise_reactnet,
     binarise_released,
     cam,
@@ -31,6 +32,7 @@ __all__ = [
     "RSign",
     "balanced_gamma",
     "binarise",
+    "binarise_bidet",
     "binarise_reactnet",
     "binarise_released",
     "cam",

@@ -11,7 +11,7 @@ from common.testing import check_oracle, oracle_kind, oracles
 
 import pytest
 
-from rebnn.tests import oracle_networks
+from rebnn.tests import oracle_glue, oracle_networks
 from rebnn.tests.oracle_method import (
     check_activation,
     check_binarize,
@@ -31,7 +31,6 @@ from rebnn.tests.oracle_method import (
 CHECKS = {
     "binarize": check_binarize,
     "binarize_fixed_gamma": check_fixed_gamma,
-    "det_binarize": check_fixed_gamma,
     "activation": check_activation,
     "layer": check_layer,
     "block_rebnn": check_block_rebnn,
@@ -44,14 +43,16 @@ CHECKS = {
     "trajectory_code": check_trajectory_code,
     "trajectory_paper": check_trajectory_paper,
     **oracle_networks.CHECKS,
+    **oracle_detection.CHECKS,
+    **oracle_xnor.CHECKS,
+    **oracle_glue.CHECKS,
 }
 LATER = (
     *("det_anchors", "det_backbone18", "det_box_coder", "det_fpn", "det_map"),
     *("ssd_block", "ssd_l2norm", "ssd_multibox", "ssd_priors"),
-    *("bert_bibert_linear", "bert_bit_small", "bert_losses", "bert_quantizers"),
     "xnor",
 )
-"""kinds of detection, BERT and packed inference, which are not here yet: each is reported when its file is met"""
+"""kinds of BERT, which are not here yet: each is reported when its file is met"""
 FILES = oracles(__file__)
 
 
