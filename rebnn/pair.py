@@ -32,10 +32,10 @@ def build(config: Config, classes: int | None = None) -> tuple[nn.Module, nn.Mod
 def check(config: Config) -> None:
     """Refuse what cannot be trained. Errors: InputError."""
     binary = config.binary
-    if binary.binarizer == "reactnet" and binary.gamma != "none":
+    if binary.binarizer in ("reactnet", "bidet") and binary.gamma != "none":
         raise InputError(
-            f"binary.gamma {binary.gamma}: ReActNet's scale is no parameter and has no reconstruction loss; "
-            "give --binary.gamma none with --binary.binarizer reactnet"
+            f"binary.gamma {binary.gamma}: the scale mean|w| is no parameter and has no reconstruction loss; "
+            f"give --binary.gamma none with --binary.binarizer {binary.binarizer}"
         )
     if binary.gamma == "released_intended" and config.run.micro_batches > 1:
         raise InputError(
