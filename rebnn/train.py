@@ -232,10 +232,10 @@ def scales(balance: Balance) -> dict[str, Tensor]:
     return {"gamma": balance.gamma.amax(), "1/alpha (a scale has reached 0)": 1 / balance.smallest_scale()}
 
 
-def latent_weights(balance: Balance) -> dict:
-    """Histograms of the latent weights of the first binary layer: its first channel, and all of it."""
-    name, layer = next(iter(balance.layers.items()))
-    weight = layer.weight.detach().float()
+def latent_weights(balance: Balance, name: str | None = None) -> dict:
+    """Histograms of the latent weights of a binary layer, by default the first: its first channel, and all of it."""
+    name = name or next(iter(balance.layers))
+    weight = balance.layers[name].latent().detach().float()
     edge = float(weight.abs().max())
     counts = [torch.histc(part, BINS, -edge, edge) for part in (weight[0], weight)]
     edges = torch.linspace(-edge, edge, BINS + 1)
