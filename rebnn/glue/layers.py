@@ -92,23 +92,22 @@ class SignLinear(BinaryLinear):
 class Steps(nn.Module):
     """Learned step sizes of elastic binarisers, one scalar a site, set from a site's first input."""
 
+    untouched: frozenset[str] = frozenset()
+    """sites that have not had an input yet"""
+
     def add_steps(self, *names: str) -> None:
         """Sites by the names of their parameters."""
         for name in names:
             setattr(self, name, nn.Parameter(torch.tensor(UNTOUCHED)))
-        self.untouched = set(names)
+        self.untouched = frozenset(names)
 
     def elastic(self, name: str, x: Tensor, positive: bool = False) -> Tensor:
         """x binarised with the site's step size."""
         step = getattr(self, name)
         if name in self.untouched:
-            self.untouched.discard(name)
+            self.untouched -= {name}
             step.data.copy_(first_step(x, positive))
         return (elastic_positive if positive else elastic_sign)(x, step)
-
-    def settle_steps(self) -> None:
-        """Leave a site untouched if it holds exactly 1, as released files have it; called once weights are loaded."""
-        self.untouched = {n for n, p in self.named_parameters(recurse=False) if "clip_" in n and p.item() == UNTOUCHED}
 
 
 class ElasticLinear(Steps, BinaryLinear):

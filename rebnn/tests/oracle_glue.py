@@ -81,7 +81,7 @@ def check_bit_small(arrays: Arrays) -> None:
     network.load_state_dict(state)
     for module in network.modules():
         if isinstance(module, Steps):
-            module.untouched = set()  # step sizes are the file's
+            module.untouched = frozenset()  # step sizes are the file's
     trace = network(*(torch.from_numpy(arrays[f"in_{name}"]) for name in ("ids", "segments", "mask")))
     found = {"logits": trace.logits}
     found |= {f"hidden{i}": value for i, value in enumerate(trace.hidden)}
