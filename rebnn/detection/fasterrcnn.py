@@ -68,8 +68,8 @@ class RPNHead(nn.Module):
 class Proposals(RegionProposalNetwork):
     """torchvision's region proposal network with IDa-Det's matching and losses."""
 
-    def __init__(self, anchors: Anchors, head: RPNHead, seed: int, weight: float):
-        before, after = {"training": 2000, "testing": 1000}, {"training": 1000, "testing": 1000}
+    def __init__(self, anchors: Anchors, head: RPNHead, seed: int, weight: float, kept: int):
+        before, after = {"training": 2 * kept, "testing": kept}, {"training": kept, "testing": kept}
         super().__init__(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
         self.box_coder = Coder((1.0, 1.0, 1.0, 1.0))
         self.proposal_matcher = Matcher(0.7, 0.3, least=0.3)
@@ -104,12 +104,11 @@ class RegionAlign(nn.Module):
         image = torch.cat([p.new_full((len(p), 1), i) for i, p in enumerate(proposals)])
         regions = torch.cat([image, torch.cat(proposals)], 1)
         level = self.level(regions[:, 1:])
-        maps = [*features.values()][: len(self.strides)]
-        out = maps[0].new_zeros(len(regions), maps[0].shape[1], POOLED, POOLED)
-        for number, (one, stride) in enumerate(zip(maps, self.strides)):
-            own = (level == number).nonzero()[:, 0]
-            out = out.index_copy(0, own, roi_align(one, regions[own], POOLED, 1 / stride, 0, True).to(out.dtype))
-        return out
+        order = level.argsort(stable=True)
+        counts = torch.bincount(level, minlength=len(self.strides)).tolist()
+        parts = zip(features.values(), self.strides, regions[order].split(counts))
+        pooled = torch.cat([roi_align(one, own, POOLED, 1 / stride, 0, True) for one, stride, own in parts])
+        return pooled[order.argsort()]
 
 
 class Predictor(nn.Module):
@@ -131,11 +130,11 @@ class Predictor(nn.Module):
 class Regions(RoIHeads):
     """torchvision's heads with background as the last class and L1 losses."""
 
-    def __init__(self, pool: nn.Module, head: nn.Module, predictor: nn.Module, classes: int, seed: int, weight: float):
-        super().__init__(pool, head, predictor, 0.5, 0.5, 512, 0.25, None, 0.05, 0.5, 100)
+    def __init__(self, pool, head, predictor, classes: int, seed: int, weight: float, sampled: int):
+        super().__init__(pool, head, predictor, 0.5, 0.5, sampled, 0.25, None, 0.05, 0.5, 100)
         self.box_coder = Coder((0.1, 0.1, 0.2, 0.2))
         self.proposal_matcher = Matcher(0.5, 0.5)
-        self.fg_bg_sampler = Sampler(512, 0.25, seed, REGIONS)
+        self.fg_bg_sampler = Sampler(sampled, 0.25, seed, REGIONS)
         self.classes, self.weight = classes, weight
 
     def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels) -> tuple[list[Tensor], list[Tensor]]:
@@ -209,10 +208,10 @@ class FasterRCNN(GeneralizedRCNN):
             part.eval()
         return self
 
-    def draw(self, epoch: int, images: Sequence[int]) -> None:
-        """The epoch and the images of the next call, on which the choice of anchors and regions depends."""
-        self.rpn.fg_bg_sampler.at(epoch, images)
-        self.roi_heads.fg_bg_sampler.at(epoch, images)
+    def draw(self, images: Sequence[tuple[int, int]]) -> None:
+        """(number, pass) of the images of the next call, on which the choice of anchors and regions depends."""
+        self.rpn.fg_bg_sampler.at(images)
+        self.roi_heads.fg_bg_sampler.at(images)
 
 
 def pyramid_detector(name: str, classes: int, conv: Conv, width: float, bias: bool, scale: float, **rest) -> FasterRCNN:
@@ -249,9 +248,12 @@ def c4_detector(name: str, classes: int, conv: Conv, width: float, bias: bool, s
     )
 
 
-def _assemble(backbone, anchors, rpn_head, pool, head, predictor, *, classes, seed, weight, frozen, norm_eval):
-    rpn = Proposals(anchors, rpn_head, seed, weight)
-    return FasterRCNN(backbone, rpn, Regions(pool, head, predictor, classes, seed, weight), frozen, norm_eval)
+def _assemble(
+    backbone, anchors, rpn_head, pool, head, predictor, *, classes, seed, weight, kept, sampled, frozen, norm_eval
+):
+    rpn = Proposals(anchors, rpn_head, seed, weight, kept)
+    heads = Regions(pool, head, predictor, classes, seed, weight, sampled)
+    return FasterRCNN(backbone, rpn, heads, frozen, norm_eval)
 
 
 def _with(conv: Conv, **options) -> Conv:

@@ -1,5 +1,7 @@
 """Which box an anchor stands for, and which anchors a step learns from (sections 3.3 and 4)."""
 
+from collections.abc import Iterable
+
 from common.randomness import bits
 
 import torch
@@ -38,27 +40,28 @@ class Matcher:
 class Sampler:
     """A random choice of `size` anchors of an image, at most `share` of them positive.
 
-    The draws are a function of (seed, epoch, image, position of the anchor): `at` tells which images come next.
+    The draws are a function of (seed, pass, image, position of the anchor): `at` tells which images come next.
     """
 
     def __init__(self, size: int, share: float, seed: int, slot: int):
         self.size, self.positives, self.seed, self.slot = size, int(size * share), seed, slot
-        self.at(0, ())
+        self.at(())
 
-    def at(self, epoch: int, images) -> None:
-        """The epoch, and the numbers of the images of the next call."""
-        self.epoch, self.images = epoch, tuple(images)
+    def at(self, images: Iterable[tuple[int, int]]) -> None:
+        """The (number, pass) of each image of the next call; without them images count from 0."""
+        self.images = tuple(images)
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Labels of each image's anchors (>= 1 positive, 0 negative, else unused) to the chosen of both kinds, bool."""
-        images = self.images or range(len(labels))
+        images = self.images or [(i, 0) for i in range(len(labels))]
         chosen = [self._choose(label, image) for label, image in zip(labels, images, strict=True)]
         return [positive for positive, _ in chosen], [negative for _, negative in chosen]
 
-    def _choose(self, labels: Tensor, image: int) -> tuple[Tensor, Tensor]:
+    def _choose(self, labels: Tensor, image: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Nothing is read back: how many negatives there is room for stays on the device."""
         slots = self.slot + torch.arange(len(labels), device=labels.device)
-        keys = bits(self.seed, self.epoch, torch.full_like(slots, int(image)), slots)
+        number, turn = image
+        keys = bits(self.seed, turn, torch.full_like(slots, number), slots)
         positive = self._first(keys, labels >= 1, self.positives)
         return positive, self._first(keys, labels == 0, self.size - positive.sum())
 

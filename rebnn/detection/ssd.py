@@ -1,6 +1,6 @@
 """Binary SSD300 on VGG16 in the structure of BiDet (section 3.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,9 @@ class SSD(nn.Module):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def draw(self, images: Sequence[tuple[int, int]]) -> None:
+        """Nothing here is drawn; see FasterRCNN."""
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The six sources of images [B, 3, 300, 300]."""
