@@ -60,15 +60,15 @@ def main(argv: list[str]) -> dict:
     return metrics
 
 
-def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, str, dict]:
-    """The config, the stage, and the content of a checkpoint of ours ({} for an official one)."""
+def experiment(given: argparse.Namespace, path: Path, kind: type = Config) -> tuple:
+    """The config (of a kind), the stage, and the content of a checkpoint of ours ({} for an official one)."""
     if given.config:
-        return config.load(Config, given.config), given.role, {}
+        return config.load(kind, given.config), given.role, {}
     try:
         own = checkpoint.load_own(path, "rebnn")
     except CheckpointError as error:
         raise CheckpointError(f"{error}; an official checkpoint needs --config and --role as well") from None
-    return config.from_dict(Config, own["config"]), own["stage"], own
+    return config.from_dict(kind, own["config"]), own["stage"], own
 
 
 def load(conf: Config, role: str, classes: int, path: Path) -> torch.nn.Module:

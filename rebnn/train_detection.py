@@ -1,10 +1,11 @@
 """Binary detectors: Faster-RCNN and SSD with 1-bit weights and activations, their signs held by γ.
 
-python train_detection.py --config configs/embedded_detection.yaml    digits on photographs, about a minute on two CPU cores
-python train_detection.py --config configs/voc_fasterrcnn_r18.yaml --data.root VOC --detector.weights runs/imagenet_resnet18/step2/last.pt
-torchrun --nproc_per_node=4 train_detection.py --config configs/coco_ssd.yaml --data.root COCO
+python train_detection.py --config configs/embedded_detection.yaml    digits on photographs, about a minute on two cores
+python train_detection.py --config configs/voc_fasterrcnn_r18.yaml --data.root DIR --detector.weights FILE
+torchrun --nproc_per_node=4 train_detection.py --config configs/coco_ssd.yaml --data.root DIR
 """
 
+import itertools
 from pathlib import Path
 
 from common import distributed
@@ -94,9 +95,8 @@ def fit(
         network.train()
         length = min(per_epoch, total - (epoch - 1) * per_epoch)
         steps = data.batches(train, epoch, run.device, done, run.runtime.micro_batches)
-        for _, micro_batches in zip(
-            range(length - done), run.progress(steps, length - done, f"epoch {epoch}/{epochs}")
-        ):
+        steps = itertools.islice(steps, length - done)
+        for micro_batches in run.progress(steps, length - done, f"epoch {epoch}/{epochs}"):
             position = step if settings.iterations else epoch - 1
             for group in optimiser.param_groups:
                 group["lr"] = multi_step(settings.lr, position, settings.milestones, step, settings.warmup)

@@ -248,12 +248,10 @@ def c4_detector(name: str, classes: int, conv: Conv, width: float, bias: bool, s
     )
 
 
-def _assemble(
-    backbone, anchors, rpn_head, pool, head, predictor, *, classes, seed, weight, kept, sampled, frozen, norm_eval
-):
+def _assemble(backbone, anchors, rpn_head, pool, head, predictor, *, classes, seed, weight, kept, sampled, **rest):
     rpn = Proposals(anchors, rpn_head, seed, weight, kept)
     heads = Regions(pool, head, predictor, classes, seed, weight, sampled)
-    return FasterRCNN(backbone, rpn, heads, frozen, norm_eval)
+    return FasterRCNN(backbone, rpn, heads, **rest)
 
 
 def _with(conv: Conv, **options) -> Conv:

@@ -1,4 +1,4 @@
-"""Weights of bodies and of whole detectors from outside: ours, ReActNet's, torchvision's, IDa-Det's, BiDet's (section 8).
+"""Weights of bodies and of whole detectors: ours, ReActNet's, torchvision's, IDa-Det's, BiDet's (section 8).
 
 As in rebnn.weights, a scale of the released code stands for 0.02 times itself and is multiplied so on its way in.
 """
