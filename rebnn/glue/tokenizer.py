@@ -41,7 +41,15 @@ def train(texts: Iterable[str], size: int) -> WordPiece:
     Errors: InputError where the size leaves no room for letters.
     """
     tokenizer = _pipeline(models.WordPiece(unk_token="[UNK]"))
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL], show_progress=False)
+    words: dict[str, None] = {}
+    texts = list(texts)
+    for text in texts:
+        pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        words |= dict.fromkeys(word for word, _ in pieces)
+    # The trainer numbers letters inside words in the order of a hash table, another one in each call, and ties between
+    # merges go by number; named beforehand they have fixed ones.
+    inner = [f"##{letter}" for letter in sorted({letter for word in words for letter in word[1:]})]
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL, *inner], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     numbers = tokenizer.get_vocab()
     if len(numbers) > size:
