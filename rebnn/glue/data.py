@@ -137,6 +137,8 @@ def word_pieces(config: Config, rows: Sequence[Row]) -> WordPiece:
 
 def _beside(option: str, weights: Path) -> WordPiece:
     """The vocabulary that belongs to weights: in their folder, or inside a checkpoint of ours."""
+    if not weights.exists():
+        raise InputError(f"{weights}: there are no weights; give --{option} a folder or a file that exists")
     folder = weights if weights.is_dir() else weights.parent
     if (folder / tokenizer.FILE).is_file():
         return tokenizer.read(folder)

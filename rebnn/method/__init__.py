@@ -1,6 +1,6 @@
 """Resilient binary neural networks (Xu et al., AAAI 2023): learned scales, and γ that holds back oscillating weights.
 
-activations: RSign and RPReLU. binariser: ŵ = α·sign(w), its gradients, BinaryConv2d. balance: γ and oscillation.
+activations: RSign and RPReLU. binariser: ŵ = α·sign(w), its gradients, BinaryConv2d. linear: linear layers and embeddings. balance: γ and oscillation.
 objective: distributional loss, schedule, parameter groups.
 """
 
@@ -16,6 +16,7 @@ from rebnn.method.binariser import (
     convert,
     reconstruction_loss,
 )
+from rebnn.method.linear import BinaryEmbedding, BinaryLinear
 from rebnn.method.objective import (
     decay_groups,
     distribution_loss,
@@ -27,6 +28,8 @@ from rebnn.method.objective import (
 __all__ = [
     "Balance",
     "BinaryConv2d",
+    "BinaryEmbedding",
+    "BinaryLinear",
     "LearnableBias",
     "RPReLU",
     "RSign",

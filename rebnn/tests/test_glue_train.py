@@ -306,7 +306,7 @@ BAD = {
     "unknown task": ({"data__name": "sst3"}, "data.name"),
     "missing data": ({"data__name": "rte", "data__root": "{tmp}/none"}, "RTE/train.tsv: there is no such file"),
     "missing vocabulary": ({"data__vocab": "{tmp}/vocab.txt"}, "vocab.txt: no readable vocabulary"),
-    "missing teacher": ({"teacher__checkpoint": "{tmp}/none"}, "has no vocabulary beside it|there are no weights"),
+    "missing teacher": ({"teacher__checkpoint": "{tmp}/none"}, "there are no weights; give --teacher.checkpoint"),
     "teacher of other sizes": ({"network__hidden": 32}, "of another shape"),
     "heads": ({"network__heads": 3}, "no multiple of network.heads"),
     "gamma of the recipe's scale": ({"binary__binarizer": "recipe"}, "give --binary.gamma none"),
