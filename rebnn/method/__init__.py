@@ -1,7 +1,7 @@
 """Resilient binary neural networks (Xu et al., AAAI 2023): learned scales, and γ that holds back oscillating weights.
 
-activations: RSign and RPReLU. binariser: ŵ = α·sign(w), its gradients, BinaryConv2d. linear: linear layers and embeddings. balance: γ and oscillation.
-objective: distributional loss, schedule, parameter groups.
+activations: RSign and RPReLU. binariser: ŵ = α·sign(w), its gradients, BinaryConv2d. linear: the same for linear layers
+and embeddings. balance: γ and oscillation. objective: distributional loss, schedule, parameter groups.
 """
 
 from rebnn.method.activations import LearnableBias, RPReLU, RSign, rprelu, rsign
