@@ -139,7 +139,7 @@ def _draw_layers(layers: list[str], curves: dict[str, tuple[list[dict], list[lis
     for axes, position in zip(panels, positions):
         for label, (lines, values) in curves.items():
             axes.plot([line["epoch"] for line in lines], [value[position] for value in values], label=label, marker=".")
-        axes.set_title(f"binary layer {position + 1}: {layers[position]}", fontsize=9)
+        axes.set_title(f"binary layer {position + 1}\n{layers[position]}", fontsize=9)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     panels[0].set_ylim(bottom=0)  # shared, and only now that every panel has its curves

@@ -225,7 +225,8 @@ class BinaryAttention(Steps):
         if form.recipe == "bit":
             self.add_steps("clip_query", "clip_key", "clip_value", "clip_attn")
             inner = real.query.out_features
-            self.move_q, self.move_k, self.move_v = (FeatureBias(inner) for _ in range(3))
+            biases = (FeatureBias(inner).requires_grad_(form.qkv_bias) for _ in range(3))
+            self.move_q, self.move_k, self.move_v = biases
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Heads [B, heads, L, d] and mask [B, 1, 1, L] (0 or -10000) -> context of the same shape, scores with mask."""

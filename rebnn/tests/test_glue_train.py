@@ -61,8 +61,11 @@ def teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def quick(monkeypatch):
+    """One thread, and no pictures, which take longer than these runs; test_smoke has them."""
     torch.set_num_threads(1)
+    for name in ("draw_oscillation", "draw_latent"):
+        monkeypatch.setattr(train_glue.figures, name, lambda *_: False)
 
 
 class Crash(Exception):
@@ -216,7 +219,7 @@ def by_heart(tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize("recipe", ["bibert", "bit", "binarybert"])
 def test_a_batch_of_sentences_is_learnt_by_heart(tmp_path, by_heart, recipe):
-    options = {"student__recipe": recipe, "optim__lr": 2e-3, "optim__epochs": 8, "optim__ternary_epochs": 4}
+    options = {"student__recipe": recipe, "optim__lr": 2e-3, "optim__epochs": 12, "optim__ternary_epochs": 4}
     train_glue.main(arguments(tmp_path, **by_heart, **options))
     assert eval_glue.main(["--checkpoint", str(tmp_path / "student" / "best.pt")])["accuracy"] == 100
 
@@ -261,8 +264,8 @@ def test_a_constant_gamma_holds_signs_back(tmp_path, teacher):
     assert found[0.1]["flip_ratio"] < 0.5 * found[0.0]["flip_ratio"]
 
 
-def test_the_log_tells_what_was_cut_and_how_signs_move(tmp_path, teacher):
-    train_glue.main(arguments(tmp_path, teacher__checkpoint=teacher, data__max_length=300, network__positions=12))
+def test_the_log_tells_what_was_cut_and_how_signs_move(tmp_path):
+    train_glue.main(arguments(tmp_path, data__max_length=300, network__positions=12))
     lines = log(tmp_path / "student")
     assert lines[0]["split"] == "data" and lines[0]["longest"] == 12 and lines[0]["train_truncated"] == 60
     moved = [line for line in lines if line["split"] == "oscillation"]
