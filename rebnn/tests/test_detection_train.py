@@ -34,6 +34,7 @@ SMALL = {
     "data.batch_size": 2,
     "data.flip": 0.5,
     "detector.width": 1 / 16,
+    "detector.anchor_scale": 4,
     "detector.proposals": 30,
     "detector.regions": 16,
     "step1.epochs": 0,
@@ -193,9 +194,9 @@ def test_variants_run_and_are_evaluated(tmp_path, name):
 
 def test_a_few_images_are_learned_by_heart(tmp_path):
     """Binary weights and activations from the first step on; mAP on the training images themselves."""
-    options = {"data__batch_size": 4, "data__flip": 0.0, "detector__width": 1 / 8, "detector__regions": 32}
-    steps = {"step2__iterations": 160, "step2__lr": 5e-3, "step2__milestones": [120], "eval_every": 999}
-    train_detection.main(arguments(tmp_path, **options, **steps, run__log_every=20))
+    options = {"data__batch_size": 4, "data__repeat": 40, "data__flip": 0.0, "detector__width": 1 / 8}
+    steps = {"step2__iterations": 80, "step2__lr": 1e-2, "step2__milestones": [64], "step2__warmup": 10}
+    train_detection.main(arguments(tmp_path, **options, **steps, detector__regions=32, eval_every=9, run__log_every=20))
     metrics = eval_detection.main(["--checkpoint", str(tmp_path / "step2" / "last.pt"), "--split", "train"])
     assert metrics["_meta"]["counts"]["boxes"] >= 4
     assert metrics["map_area"] > 90 and metrics["ap50"] > 90
