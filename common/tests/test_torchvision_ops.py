@@ -138,6 +138,18 @@ def test_roi_align_in_small_chunks(monkeypatch):
     torch.testing.assert_close(torchvision_ops.roi_align(features, rois, 1.0, 2, 2, 2, True), whole, atol=1e-14, rtol=0)
 
 
+@pytest.mark.parametrize("few", [0, 4, 10**6])
+def test_roi_align_gathers_and_multiplies_to_the_same(monkeypatch, few):
+    """Bins of few pixels go another way than large ones; in a batch of both every box keeps its place."""
+    monkeypatch.setattr(torchvision_ops, "FEW", few)
+    features = torch.randn(2, 3, 12, 15, dtype=torch.float64)
+    sizes = torch.tensor([[1.0, 1.5], [14, 11], [4, 3], [30, 40], [2, 9]], dtype=torch.float64)
+    corner = torch.tensor([[3.0, 2], [0, 0], [-2, -1], [-9, -9], [12, 4]], dtype=torch.float64)
+    rois = torch.cat([torch.tensor([[1.0], [0], [1], [0], [0]]).double(), corner, corner + sizes], 1)
+    found = torchvision_ops.roi_align(features, rois, 1.0, 3, 2, 0, True)
+    torch.testing.assert_close(found, naive_roi_align(features, rois, 1.0, 3, 2, 0, True))
+
+
 @pytest.mark.parametrize("sampling", [0, 2])
 def test_roi_align_gradient(sampling):
     features = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
