@@ -17,6 +17,7 @@ GAMMA_LOW, GAMMA_HIGH = 1e-5, 2e-4  # the bounds of the released code's clamp
 BINARIZERS = ("paper", "released", "reactnet", "bidet")
 WITHOUT_SCALE = ("reactnet", "bidet")  # those whose scale is mean|w| and no parameter
 ALPHA_INITS = ("cam", "randn")
+BLOCK = 1 << 16  # weights whose temporaries stay in a core's cache
 
 
 class _Paper(torch.autograd.Function):
@@ -31,16 +32,31 @@ class _Paper(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, used, alpha, gamma = ctx.saved_tensors
-        signs = weight.sign()
-        grad_alpha = _over_channel(grad * signs, alpha)
-        # 1{|w| ≤ 1} in one pass: the kernel's interval is open, so its edges are the next numbers beyond ±1.
-        edge = 1 + torch.finfo(weight.dtype).eps
-        grad_weight = torch.ops.aten.hardtanh_backward(grad, weight, -edge, edge).mul_(alpha)
-        if gamma is not None:
-            residual = weight - used
-            grad_weight.addcmul_(gamma, residual)
-            grad_alpha = grad_alpha - gamma * _over_channel(residual.mul_(signs), alpha)
+        grad_weight, grad_alpha = torch.empty_like(weight), torch.empty_like(alpha)
+        # On a CPU the temporaries of a block of channels stay in the cache, which takes a third of the time.
+        rows = max(1, BLOCK // weight[0].numel()) if weight.device.type == "cpu" else len(weight)
+        parts = (t.split(rows) for t in (grad, weight, used, alpha, grad_weight, grad_alpha))
+        gammas = [None] * -(-len(weight) // rows) if gamma is None else gamma.split(rows)
+        for part, factor in zip(zip(*parts), gammas):
+            _paper_gradients(*part, factor)
         return grad_weight, grad_alpha, None
+
+
+def _paper_gradients(
+    grad: Tensor, weight: Tensor, used: Tensor, alpha: Tensor, to_weight: Tensor, to_alpha: Tensor, gamma: Tensor | None
+) -> None:
+    """∂w and ∂α of some channels, written to to_weight and to_alpha."""
+    signs = weight.sign()
+    grad_alpha = _over_channel(grad * signs, alpha)
+    # 1{|w| ≤ 1} in one pass: the kernel's interval is open, so its edges are the next numbers beyond ±1.
+    edge = 1 + torch.finfo(weight.dtype).eps
+    torch.ops.aten.hardtanh_backward.grad_input(grad, weight, -edge, edge, grad_input=to_weight)
+    to_weight.mul_(alpha)
+    if gamma is not None:
+        residual = weight - used
+        to_weight.addcmul_(gamma, residual)
+        grad_alpha = grad_alpha - gamma * _over_channel(residual.mul_(signs), alpha)
+    to_alpha.copy_(grad_alpha)
 
 
 class _Released(torch.autograd.Function):

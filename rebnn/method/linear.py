@@ -1,5 +1,6 @@
 """Linear layers and embeddings with binary weights, for BERT (section 3.5): M is in_features, a channel is a row."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,11 +9,22 @@ from rebnn.method.binariser import BinaryWeight
 CENTRES = ("none", "row", "tensor")
 
 
+class _Centred(torch.autograd.Function):
+    """w less its mean, a projection: its transpose, which takes the gradient back, is itself."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, whole: bool) -> Tensor:
+        ctx.whole = whole
+        return weight - (weight.mean() if whole else weight.mean(1, keepdim=True))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad - (grad.mean() if ctx.whole else grad.mean(1, keepdim=True)), None
+
+
 def centred(weight: Tensor, centre: str) -> Tensor:
     """w less the mean of its row, less the mean of the whole tensor, or as it is; [C_out, M]."""
-    if centre == "none":
-        return weight
-    return weight - (weight.mean(1, keepdim=True) if centre == "row" else weight.mean())
+    return weight if centre == "none" else _Centred.apply(weight, centre == "tensor")
 
 
 class Centred(BinaryWeight):
