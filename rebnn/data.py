@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from rebnn.config import Config
+from rebnn.detection import sources
 from rebnn.glue import data as sentences
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -71,7 +72,9 @@ def main(argv: list[str]) -> None:
     labelled.report_sources(argv, __doc__)
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, default=Path("data"))
-    sentences.report(parser.parse_args(argv).root / "glue")
+    root = parser.parse_args(argv).root
+    sources.report(root)
+    sentences.report(root / "glue")
 
 
 if __name__ == "__main__":

@@ -28,13 +28,18 @@ INK = 96
 """level from which a pixel of the digit belongs to its box, of 255"""
 
 
-def compose(side: str, count: int, size: int) -> list[Scene]:
-    """The first `count` scenes of a side, `train` or `test`. Errors: InputError for images that no digit fits in."""
+def compose(side: str, count: int, size: int, digits: int = 10) -> list[Scene]:
+    """The first `count` scenes of a side, `train` or `test`, with digits below `digits`.
+
+    Errors: InputError for images that no digit fits in, and for more than ten digits.
+    """
+    if digits > 10:
+        raise InputError(f"data.digits {digits}: there are ten; give at most 10")
     if size < 32:
         raise InputError(f"data.size {size}: digits would have less than 8 pixels; give at least 32")
     seed = SEEDS[side]
     backgrounds = photos.crops(photos.split()[side], size, count, seed)
-    pixels, labels = glyphs(side)
+    pixels, labels = glyphs(side, digits)
     index = torch.arange(count)
     numbers = integers(seed, 0, index, NUMBER, MOST + 1).tolist()
     slots = torch.arange(MOST)
@@ -65,11 +70,12 @@ def compose(side: str, count: int, size: int) -> list[Scene]:
     return scenes
 
 
-def glyphs(side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Digits of a side's writers, uint8 [N, 8, 8] of ink, and what they are, int64 [N]."""
+def glyphs(side: str, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Digits below `digits` of a side's writers, uint8 [N, 8, 8] of ink, and what they are, int64 [N]."""
     train, test = load_labelled(Labelled("digits", batch_size=1), 0)
     chosen = train if side == "train" else test
-    return chosen.pixels[..., 0].numpy(), chosen.labels.numpy()
+    wanted = chosen.labels < digits
+    return chosen.pixels[wanted][..., 0].numpy(), chosen.labels[wanted].numpy()
 
 
 def paste(image: np.ndarray, glyph: np.ndarray, row: int, column: int, edge: int) -> list[float]:

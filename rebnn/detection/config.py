@@ -43,6 +43,8 @@ class Data:
     """SSD: reject crops whose overlap is too small, as was meant; the release never does (section 9, row 16)"""
     size: Count = 96
     """composed: side of the images in pixels"""
+    digits: Count = 10
+    """composed: how many different digits occur, from 0 on; these are the classes"""
     train_images: Count = 320
     """composed: training images"""
     test_images: Count = 160

@@ -23,7 +23,7 @@ from rebnn.detection.config import Config, Data
 from rebnn.detection.records import Scene
 from rebnn.detection.sources import COCO_CLASSES, VOC_CLASSES, checked, read_coco, read_voc
 
-CLASSES = {"composed": 10, "voc": len(VOC_CLASSES), "coco": COCO_CLASSES}
+CLASSES = {"voc": len(VOC_CLASSES), "coco": COCO_CLASSES}
 FLIP, SCALE, SSD = 64, 65, 80
 """slots of the draws of an image"""
 
@@ -93,6 +93,11 @@ class Scenes:
         return digest.hexdigest()
 
 
+def class_count(settings: Data) -> int:
+    """How many classes a set has."""
+    return CLASSES.get(settings.name, settings.digits)
+
+
 def load(config: Config) -> tuple[Scenes, Scenes]:
     """Training and test set. Errors: InputError (missing, unfit or damaged data, sizes that do not pair)."""
     settings = config.data
@@ -114,12 +119,15 @@ def load(config: Config) -> tuple[Scenes, Scenes]:
 
 def _read(settings: Data, part: str) -> tuple[list[Scene], list[str], Counter]:
     counts = Counter(boxes=0, clipped=0, dropped=0)
-    check = partial(checked, classes=CLASSES[settings.name], degenerate=settings.degenerate, counts=counts)
+    check = partial(checked, classes=class_count(settings), degenerate=settings.degenerate, counts=counts)
     root, limit = Path(settings.root), settings.limit
     if settings.name == "composed":
         count = settings.train_images if part == "train" else settings.test_images
-        scenes = compose(part, min(count, limit) if limit else count, settings.size)
-        scenes, classes = [check(scene, scene.image.shape[:2]) for scene in scenes], [str(d) for d in range(10)]
+        scenes = compose(part, min(count, limit) if limit else count, settings.size, settings.digits)
+        scenes, classes = (
+            [check(scene, scene.image.shape[:2]) for scene in scenes],
+            [str(d) for d in range(settings.digits)],
+        )
     elif settings.name == "voc":
         scenes, classes = read_voc(root, part, check, limit), [*VOC_CLASSES]
     else:

@@ -11,7 +11,7 @@ from torch import nn
 
 from rebnn import models
 from rebnn.detection.config import Config, Step
-from rebnn.detection.data import CLASSES
+from rebnn.detection.data import class_count
 from rebnn.detection.fasterrcnn import c4_detector, pyramid_detector
 from rebnn.detection.ssd import SSD
 from rebnn.detection.weights import load_body, load_detector
@@ -49,7 +49,7 @@ def epochs_or_iterations(step: Step) -> int:
 
 def detector(config: Config, kind: str, classes: int | None = None) -> nn.Module:
     """A detector whose inner weights are `real` (step 1) or of one of the binarisers (step 2)."""
-    settings, classes = config.detector, classes or CLASSES[config.data.name]
+    settings, classes = config.detector, classes or class_count(config.data)
     pad = PAD[settings.name] if settings.pad_value is None else settings.pad_value
     conv = partial(models.WEIGHTS[kind], pad_value=float(pad))
     if settings.name == "ssd":

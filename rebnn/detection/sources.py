@@ -139,3 +139,28 @@ def coco_file(path: Path) -> dict:
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; fetch it again")
     return content
+
+
+SOURCES = {
+    "voc": (
+        "VOC2007",
+        "http://host.robots.ox.ac.uk/pascal/VOC (07 trainval and test, 12 trainval)",
+        "2.9 GB",
+        "Flickr terms",
+    ),
+    "coco": (
+        "annotations",
+        "https://cocodataset.org (2014), minival lists of Faster-RCNN's author",
+        "19 GB",
+        "Flickr terms",
+    ),
+}
+
+
+def report(root: Path) -> None:
+    """Print which sets of boxes lie below a folder, and where they come from."""
+    for name, (folder, source, size, licence) in SOURCES.items():
+        places = (root / folder, root / "VOCdevkit" / folder, root / name / folder)
+        here = next((place for place in places if place.is_dir()), None)
+        state, place = "present" if here else "missing", str(here or root / folder)
+        print(f"{name:<10} {state:<8} {place:<32} {size:<8} {licence:<28} {source}")
