@@ -169,7 +169,7 @@ def test_two_processes_equal_one_over_the_same_micro_batches(tmp_path):
 
 VARIANTS = {
     "c4": {"detector__name": "bidet"},
-    "ssd": {"detector__name": "ssd", "detector__width": 1 / 32},
+    "ssd": {"detector__name": "ssd", "detector__width": 1 / 32, "data__test_images": 1, "step2__iterations": 1},
     "released": {"binary__gamma": "released", "binary__alpha_init": "randn", "detector__conv_bias": "true"},
     "bidet's scale": {"binary__gamma": "none", "binary__binarizer": "bidet", "detector__pad_value": -1},
     "bf16, sgd, frozen": {
