@@ -69,7 +69,7 @@ def test_the_drawn_curves_are_the_logged_numbers(tmp_path, monkeypatch):
     lines = oscillation(5)
     assert figures.compare_oscillation({"a": lines, "b": oscillation(5, 3.0)}, tmp_path / "x.png")
     panels = drawn[0].axes
-    assert [axes.get_title().split(": ")[1] for axes in panels] == [LAYERS[0], LAYERS[1], LAYERS[3]]
+    assert [axes.get_title().splitlines()[1] for axes in panels] == [LAYERS[0], LAYERS[1], LAYERS[3]]
     for axes, layer in zip(panels, (0, 1, 3)):
         one, three = axes.get_lines()
         assert one.get_xdata().tolist() == [1, 2, 3, 4, 5]
