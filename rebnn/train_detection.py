@@ -19,7 +19,7 @@ from rebnn.detection import data
 from rebnn.detection.config import Config, Step
 from rebnn.detection.evaluation import detect, evaluate
 from rebnn.detection.pair import build, build_step, check, epochs_or_iterations
-from rebnn.detection.pictures import draw_sheet
+from rebnn.detection.pictures import SHOWN, draw_sheet
 from rebnn.detection.schedule import multi_step
 from rebnn.method import Balance
 from rebnn.train import mean_of, mean_over_processes, scales
@@ -47,9 +47,10 @@ def train_step(run: Run, config: Config, stage: str, train: data.Scenes, test: d
     """Either step: binary activations, and in step 2 binary weights with their γ (section 2.8)."""
     network, balance = build_step(run, config, stage, len(train.classes))
     fit(run, config, getattr(config, stage), train, test, network, balance)
-    found = detect(network, test, run.device, config.run.precision)
+    few = test.first(SHOWN)
+    found = detect(network, few, run.device, config.run.precision)
     if distributed.is_main():
-        draw_sheet(run.sample("detections.png"), test, found)
+        draw_sheet(run.sample("detections.png"), few, found)
 
 
 def fit(

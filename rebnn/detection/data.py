@@ -1,5 +1,6 @@
 """Sets of images with boxes, and how an epoch of them is fed to a detector."""
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -76,6 +77,12 @@ class Scenes:
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         boxes = torch.from_numpy(boxes.astype(np.float32))
         return tensor, {"boxes": boxes, "labels": torch.from_numpy(labels), "size": size}
+
+    def first(self, count: int) -> "Scenes":
+        """The first so many scenes."""
+        few = copy.copy(self)
+        few.scenes = self.scenes[:count]
+        return few
 
     def size(self, size: tuple[int, int], draw: float) -> tuple[int, int]:
         """The size that an image is given: one of the training sizes, or that of evaluation."""
@@ -174,7 +181,8 @@ def batches(train: Scenes, epoch: int, device: torch.device, start: int, micro_b
 def test_batches(test: Scenes, device: torch.device) -> Iterator[tuple[list[int], list[Tensor], list[Tensor]]]:
     """This rank's share of a set, unaugmented, in order: positions, images, and their own sizes (H, W)."""
     share = torch.arange(len(test)).tensor_split(distributed.world())[distributed.rank()]
-    parts = [torch.stack([part, torch.zeros_like(part)], 1) for part in share.split(test.settings.test_batch_size)]
+    parts = [part for part in share.split(test.settings.test_batch_size) if len(part)]
+    parts = [torch.stack([part, torch.zeros_like(part)], 1) for part in parts]
     for part, items in zip(parts, _fetched(test, parts, device)):
         images = [image.to(device, non_blocking=True) for image, _ in items]
         yield part[:, 0].tolist(), images, [target["size"] for _, target in items]
