@@ -25,7 +25,7 @@ REQUIRED = (
     *("train.py", "eval.py", "method.py|method/", "models.py|models/", "data.py"),
     *(f"tests/test_{name}.py" for name in ("method", "models", "data", "train", "oracles")),
 )
-METHOD_MAY_IMPORT = {"hqss": ("common.shadow",), "labnet": ("common.shadow",)}
+METHOD_MAY_IMPORT = {"hqss": ("common.shadow", "common.gan"), "labnet": ("common.shadow",)}
 """what a method file may import beside torch, the standard library and its own kind"""
 ORACLES_LIMIT = 500_000
 """bytes of a project's committed oracles"""

@@ -1,7 +1,6 @@
 """Labelled images for classification: where they come from, and how an epoch of them is fed to a loop."""
 
 import argparse
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +213,7 @@ def _digits() -> tuple[list, list[str]]:
 
 def _cifar(settings: Labelled) -> tuple[list, list[str]]:
     if settings.root.endswith(".npz"):
-        return _archive(Path(settings.root))
+        return archive(Path(settings.root))
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[settings.name]
@@ -228,8 +227,15 @@ def _cifar(settings: Labelled) -> tuple[list, list[str]]:
     return [(part.data, np.asarray(part.targets)) for part in sets], sets[0].classes
 
 
-def _archive(path: Path) -> tuple[list, list[str]]:
-    """Encoded images back to back in an .npz: image i is bytes[offset[i]:offset[i + 1]] (scalars, JPEG or PNG)."""
+def archive(
+    path: Path, parts: tuple[str, ...] = ("train", "test"), only: tuple[str, ...] = ()
+) -> tuple[list, list[str]]:
+    """Encoded images back to back in an .npz: image i is bytes[offset[i]:offset[i + 1]] (scalars, JPEG or PNG).
+
+    Returns (pixels uint8 [N, H, W, 3], labels [N]) for each part, and the names of all classes. `only` leaves out the
+    images of other classes before they are decoded. Errors: InputError for an archive that is missing, damaged or
+    incomplete, for images that differ in size, and for a class that it does not know or has no image of.
+    """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:
@@ -237,25 +243,31 @@ def _archive(path: Path) -> tuple[list, list[str]]:
             content = {key: archive[key] for key in archive.files}
     except Exception as error:
         raise InputError(f"{path}: is not a readable .npz archive ({error})") from error
-    needed = [f"{part}_{what}" for part in ("train", "test") for what in ("jpeg", "offset", "label")] + ["classes"]
+    needed = [f"{part}_{what}" for part in parts for what in ("jpeg", "offset", "label")] + ["classes"]
     missing = [key for key in needed if key not in content]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}")
-    parts = []
-    for part in ("train", "test"):
-        data, offset, labels = (content[f"{part}_{what}"] for what in ("jpeg", "offset", "label"))
-        if len(offset) != len(labels) + 1:
-            raise InputError(
-                f"{path}: {part}_offset has {len(offset)} entries for {len(labels)} labels; one more is needed"
-            )
-        images = [
-            decode_image(data[a:b].tobytes(), f"{path}:{part}[{i}]")
-            for i, (a, b) in enumerate(itertools.pairwise(offset))
-        ]
-        if len({image.shape for image in images}) > 1:
-            raise InputError(f"{path}: the {part} images differ in size")
-        parts.append((np.stack(images), labels))
-    return parts, [str(c) for c in content["classes"]]
+    names = [str(c) for c in content["classes"]]
+    for name in only:
+        if name not in names:
+            raise InputError(f"{path}: has no class {name!r}; choose from {', '.join(names)}")
+    return [_decoded(path, part, content, [names.index(name) for name in only]) for part in parts], names
+
+
+def _decoded(path: Path, part: str, content: dict, only: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    data, offset, labels = (content[f"{part}_{what}"] for what in ("jpeg", "offset", "label"))
+    if len(offset) != len(labels) + 1:
+        raise InputError(
+            f"{path}: {part}_offset has {len(offset)} entries for {len(labels)} labels; one more is needed"
+        )
+    kept = np.flatnonzero(np.isin(labels, only)) if only else np.arange(len(labels))
+    absent = sorted(set(only) - set(labels[kept].tolist()))
+    if absent:
+        raise InputError(f"{path}: {part} holds no image of class {content['classes'][absent[0]]}")
+    images = [decode_image(data[offset[i] : offset[i + 1]].tobytes(), f"{path}:{part}[{i}]") for i in kept]
+    if len({image.shape for image in images}) > 1:
+        raise InputError(f"{path}: the {part} images differ in size")
+    return np.stack(images), labels[kept]
 
 
 def _statistics(pixels: np.ndarray) -> tuple:

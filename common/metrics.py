@@ -10,7 +10,6 @@ from common.errors import InputError
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
@@ -83,15 +82,26 @@ def psnr_uint8(a: Tensor, b: Tensor) -> Tensor:
     return psnr_float(round8(a), round8(b))
 
 
+def _windowed(images: Tensor, taps: Tensor, dim: int) -> Tensor:
+    """Weighted sums of neighbours along a dimension, without a border.
+
+    Added up in place, as torch's convolution of float64 would first store every window.
+    """
+    length = images.shape[dim] - len(taps) + 1
+    first, *others = taps.tolist()
+    total = images.narrow(dim, 0, length) * first
+    for shift, tap in enumerate(others, 1):
+        total.add_(images.narrow(dim, shift, length), alpha=tap)
+    return total
+
+
 def _ssim(a: Tensor, b: Tensor, taps: Tensor, sample: bool) -> Tensor:
     """Mean structural similarity (Wang et al. 2004, equation 13) for a separable window with the given taps."""
     a, b = _pair(a, b, len(taps))
     batch = a.shape[0]
     a, b = a.flatten(0, 1)[:, None], b.flatten(0, 1)[:, None]
     moments = torch.cat([a, b, a * a, b * b, a * b])
-    taps = taps.to(a)
-    moments = F.conv2d(F.conv2d(moments, taps[None, None, :, None]), taps[None, None, None, :])
-    mean_a, mean_b, aa, bb, ab = moments.chunk(5)
+    mean_a, mean_b, aa, bb, ab = _windowed(_windowed(moments, taps, 2), taps, 3).chunk(5)
     unbiased = len(taps) ** 2 / (len(taps) ** 2 - 1) if sample else 1.0
     cross = unbiased * (ab - mean_a * mean_b)
     spread = unbiased * (aa - mean_a.square() + bb - mean_b.square())

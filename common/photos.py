@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import InputError
-from common.images import read_image
+from common.images import list_images, read_image
 from common.randomness import integers
 
 import numpy as np
 import torch
 
 PHOTO, ROW, COLUMN = 13, 14, 15  # slots of the three draws of a crop
+HELD_OUT, FIRST_HELD_OUT = 5, 2  # of one's own folder
 
 
 class Photo(NamedTuple):
@@ -75,6 +76,17 @@ def _pixels(name: str) -> np.ndarray:
 def load(name: str) -> np.ndarray:
     """The photograph as uint8 RGB [H, W, 3], the caller's own copy."""
     return _pixels(name).copy()
+
+
+def folder_split(root: str | Path, train: bool) -> list[Path]:
+    """The photographs of one's own folder on one side: every fifth, from the third by name on, is for testing.
+
+    Errors: InputError for a folder with fewer than three, which leave nothing to test on.
+    """
+    paths = list_images(root)
+    if len(paths) <= FIRST_HELD_OUT:
+        raise InputError(f"{root} holds {len(paths)} photographs; at least three are needed, the third is for testing")
+    return [path for i, path in enumerate(paths) if (i % HELD_OUT != FIRST_HELD_OUT) == train]
 
 
 def fingerprint(names: Iterable[str] = PHOTOS) -> str:

@@ -14,8 +14,8 @@ MASK = 0xFFFFFFFF
 ORDER_SLOT, ORDER_LOW_SLOT = 0, 1
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """A bijective 32-bit finaliser (the "lowbias32" constants of C. Wellons' hash prospector) in int64."""
+def _mix(x):
+    """A bijective 32-bit finaliser (the "lowbias32" constants of C. Wellons' hash prospector) in int64 or plain int."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
@@ -29,8 +29,8 @@ def bits(seed: int, epoch: int, index: torch.Tensor | int, slot: torch.Tensor | 
     """
     index = torch.as_tensor(index, dtype=torch.int64)
     slot = torch.as_tensor(slot, dtype=torch.int64, device=index.device)
-    key = torch.full((), seed & MASK, dtype=torch.int64, device=index.device)
-    key = _mix(_mix(key + 0x9E3779B9 & MASK) ^ (seed >> 32 & MASK))
+    # What all draws share is mixed as plain integers: a handful of tensor operations less for each call.
+    key = _mix(_mix((seed & MASK) + 0x9E3779B9 & MASK) ^ (seed >> 32 & MASK))
     key = _mix(key ^ (epoch & MASK))
     hashed = _mix(key ^ (index & MASK))
     hashed = _mix(hashed + (index >> 32) * 0x85EBCA6B & MASK)

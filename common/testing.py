@@ -1,5 +1,6 @@
 """What the tests of several projects do alike: run and kill commands, compare runs, stand-in data, oracles."""
 
+import itertools
 import json
 import os
 import pickle
@@ -102,19 +103,37 @@ def hostile(path: Path, canary: Path) -> Path:
     return path
 
 
-def image_archive(folder: Path, labels: list[int], classes: int = 10) -> Path:
+def card_is_of(weights: Path) -> bool:
+    """Whether the model card beside a file of weights names its sha256."""
+    card = (weights.parent / "README.md").read_text(encoding="utf-8")
+    return checkpoint.file_sha256(weights) in card
+
+
+def image_archive(folder: Path, labels: list[int], classes: int | tuple[str, ...] = 10) -> Path:
     """An .npz of encoded 32x32 random images for `data.root`, train and test the same; returns its path."""
     encoded = []
     for i in range(len(labels)):
         write_image(folder / "image.png", np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8))
         encoded.append((folder / "image.png").read_bytes())
-    content = {"classes": np.array([str(c) for c in range(classes)])}
+    content = {"classes": np.array([str(c) for c in range(classes)] if isinstance(classes, int) else classes)}
     for part in ("train", "test"):
         content[f"{part}_jpeg"] = np.frombuffer(b"".join(encoded), np.uint8)
         content[f"{part}_offset"] = np.cumsum([0, *map(len, encoded)])
         content[f"{part}_label"] = np.array(labels)
     np.savez(folder / "set.npz", **content)
     return folder / "set.npz"
+
+
+def domain_images(folder: Path, name: str, count: int) -> Path:
+    """What `data.root` needs for two domains of a name in `common.gan.data`: random images, `count` a side."""
+    if name == "classes":
+        return image_archive(folder, [5, 7] * count, ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse"))
+    wide = 2 if name == "aligned" else 1
+    parts = {"aligned": ("train", "val"), "folder_paired": ("",)}.get(name, ("trainA", "trainB", "valA", "valB"))
+    rng = np.random.default_rng(0)
+    for part, i in itertools.product(parts, range(max(count, 3))):
+        write_image(folder / part / f"{i}.png", rng.integers(0, 256, (256, 256 * wide, 3), dtype=np.uint8))
+    return folder
 
 
 def image_folders(folder: Path, classes: int = 2, images: int = 2, size: tuple[int, int] = (240, 250)) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common import distributed
 from common.images import write_image
+from common.metrics import psnr_float
 
 import numpy as np
 import torch
@@ -60,9 +61,8 @@ def evaluate(
         result = routed(image, number, hardness)
         restored = result.image.cpu()[None]
         row = scores(restored, clean[None], config.rounding)
-        before = scores(image[None] / 255, clean[None], "round")
         row |= {
-            "psnr_input": before["psnr_uint8"],
+            "psnr_input": psnr_float(image[None].double() / 255, clean[None].double() / 255),
             "psnr_fitted": psnr_fitted(image[None], clean[None]),
             "psnr_hard": psnr_hard(routed, result, clean, hardness, config.rounding),
         }

@@ -74,10 +74,10 @@ def fit(run: Run, config: Config, stage: Stage, train, test) -> None:
     """The training of section 2.5: class by class, each through the network of its width."""
     network = build(config)
     load_start(run, config, network)
-    network = network.to(run.device, memory_format=torch.channels_last)
+    network = network.to(run.device, memory_format=layout_of(run.device))
     train = train.to(run.device)
     parameters = list(network.parameters())
-    optimiser = torch.optim.Adam(parameters, stage.lr)
+    optimiser = torch.optim.Adam(parameters, stage.lr, fused=True)
     classes = classed(train, config, run.device) if stage.epochs else []
     per_epoch = steps_of_epoch(classes, stage) if stage.epochs else 0
     thresholds = calibration(config, train, run.device)
@@ -131,8 +131,13 @@ def loss_terms(run: Run, network: nn.Module, batch: Batch, width: float, asl: fl
     """The loss of section 2.6 at one width, as its terms."""
     moire, clean = (images.to(torch.float32).div(255) for images in (batch.moire, batch.clean))
     with run.autocast():
-        outputs = network(moire.contiguous(memory_format=torch.channels_last), width)
+        outputs = network(moire.contiguous(memory_format=layout_of(moire.device)), width)
     return multi_scale(outputs, clean, asl)
+
+
+def layout_of(device: torch.device) -> torch.memory_format:
+    """Channels last on a GPU; on a CPU the backward passes of 16, 32 or 64 channels take twice as long in it."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def set_rate(optimiser: torch.optim.Optimizer, stage: Stage, rate: float, epoch: int, passed: float) -> None:

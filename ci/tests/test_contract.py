@@ -237,11 +237,12 @@ def test_common_knows_no_project(root):
     assert faults(root) == ["common/gan.py:1: imports dcd: projects never import one another"]
 
 
-def test_shadow_projects_may_use_the_shared_colour_functions(root):
-    (root / "hqss").mkdir()
-    (root / "hqss" / "method.py").write_text("from common import shadow\nfrom common.gan import pool\n")
-    found = contract.method_imports(contract.Project(root, "hqss"))
-    assert [fault.line for fault in found] == [2]
+@pytest.mark.parametrize(("name", "refused"), [("labnet", [2]), ("hqss", [])])
+def test_shadow_projects_may_use_the_shared_colour_functions_and_hqss_the_gan_objectives(root, name, refused):
+    (root / name).mkdir()
+    (root / name / "method.py").write_text("from common import shadow\nfrom common.gan import objectives\n")
+    found = contract.method_imports(contract.Project(root, name))
+    assert [fault.line for fault in found] == refused
 
 
 @pytest.mark.parametrize("target", ["setup", "test-lts", "smoke-kcd", "<target>"])

@@ -1,4 +1,4 @@
-"""Images of two domains, paired or not: on disk as CycleGAN and pix2pix have them, or cut from photographs.
+"""Images of two domains, paired or not: on disk as CycleGAN and pix2pix have them, or made of pictures in memory.
 
 What is random about a sample depends on (seed, epoch, index) alone. Images are float32 [3, H, W] in [-1, 1].
 """
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from common import photos
 from common.config import Count, Index
 from common.errors import InputError
+from common.gan import pictures
 from common.images import read_image
 from common.randomness import integers, uniform
 
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 FOLDERS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp")
-PAIRED = ("aligned", "photos_paired")
+PAIRED = ("aligned", "photos_paired", "folder_paired")
 PARTNER, FIRST_CROP, SECOND_CROP = 64, 65, 68  # slots; a crop takes three
 Preprocess = Literal["resize_and_crop", "scale_width", "none"]
 
@@ -30,10 +30,15 @@ Preprocess = Literal["resize_and_crop", "scale_width", "none"]
 class Domains:
     """A data set of two domains A and B and how it is fed."""
 
-    name: Literal["photos_paired", "photos_unpaired", "aligned", "unaligned"] = "unaligned"
-    """unaligned: root/{trainA,trainB,valA,valB}; aligned: root/{train,val} with A|B side by side; or embedded photos"""
+    name: Literal["photos_paired", "photos_unpaired", "folder_paired", "classes", "aligned", "unaligned"] = "unaligned"
+    """unaligned: root/{trainA,trainB,valA,valB}; aligned: root/{train,val} with A|B side by side; photos_…: embedded;
+    folder_paired: edges and the photographs of root that they come from; classes: two classes of an .npz"""
     root: str = "data"
-    """folder of the data set"""
+    """folder of the data set; for classes an .npz of encoded images (train_jpeg, train_offset, train_label, …)"""
+    class_a: str = "horse"
+    """the class that is domain A (classes)"""
+    class_b: str = "dog"
+    """the class that is domain B (classes)"""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
     """which domain is translated into which"""
     preprocess: Preprocess = "resize_and_crop"
@@ -186,8 +191,7 @@ def load(settings: Domains, seed: int) -> tuple[TwoDomains, TwoDomains]:
         )
     sets = []
     for train in (True, False):
-        source = _embedded if settings.name.startswith("photos") else _on_disk
-        names, read, sha = source(settings, train)
+        names, read, sha = _on_disk(settings, train) if "aligned" in settings.name else _in_memory(settings, train)
         sets.append(TwoDomains(settings, names, read, settings.name in PAIRED, train, seed, sha))
     if len(sets[0]) < settings.batch_size:
         raise InputError(
@@ -227,50 +231,16 @@ def _names_sha(paths: list[Path]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-# -- embedded --------------------------------------------------------------------------------------------------------
-
-# The left 65 % of each photograph is for training, the right 35 % for evaluation.
-TRAIN_SHARE = 0.65
-COUNTS = {True: 512, False: 128}
-TEXTURES, SCENES = ("immunohistochemistry", "retina"), ("astronaut", "chelsea", "coffee")
+# -- in memory -------------------------------------------------------------------------------------------------------
 
 
-def edges(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> the magnitude of its grey Sobel gradient, dark on white, uint8 [H, W, 3]."""
-    from skimage.color import rgb2gray
-    from skimage.filters import sobel
-
-    strength = np.clip(1 - 4 * sobel(rgb2gray(pixels)), 0, 1)
-    return np.rint(strength * 255).astype(np.uint8)[..., None].repeat(3, 2)
-
-
-def _cut(names: tuple[str, ...], size: int, count: int, train: bool, slot: int) -> np.ndarray:
-    """Fixed random squares of one side of the photographs, uint8 [count, size, size, 3]."""
-    parts = []
-    for name in names:
-        pixels = photos.load(name)
-        border = int(pixels.shape[1] * TRAIN_SHARE)
-        parts.append(pixels[:, :border] if train else pixels[:, border:])
-        if min(parts[-1].shape[:2]) < size:
-            raise InputError(f"data.load_size {size} is larger than a part of the photograph {name}; give at most 150")
-    index = torch.arange(count)
-    which = integers(0, int(train), index, slot, len(names)).tolist()
-    crops = np.empty((count, size, size, 3), np.uint8)
-    for i, number in enumerate(which):
-        height, width, _ = parts[number].shape
-        top = int(integers(0, int(train), i, slot + 1, height - size + 1))
-        left = int(integers(0, int(train), i, slot + 2, width - size + 1))
-        crops[i] = parts[number][top : top + size, left : left + size]
-    return crops
-
-
-def _embedded(settings: Domains, train: bool) -> tuple:
-    """Edges and the photographs they come from, or crops of stained tissue and retina against everyday scenes."""
-    count = min(COUNTS[train], settings.limit or COUNTS[train])
-    scenes = _cut(SCENES, settings.load_size, count, train, 80)
-    if settings.name == "photos_paired":
-        domains = np.stack([edges(crop) for crop in scenes]), scenes
+def _in_memory(settings: Domains, train: bool) -> tuple:
+    if settings.name == "classes":
+        domains = pictures.classes(settings.root, (settings.class_a, settings.class_b), train, settings.limit)
+    elif settings.name == "folder_paired":
+        domains = pictures.folder(settings.root, settings.load_size, train, settings.limit)
     else:
-        domains = _cut(TEXTURES, settings.load_size, count, train, 84), scenes
+        domains = pictures.embedded(settings.name == "photos_paired", settings.load_size, train, settings.limit)
     sha = hashlib.sha256(domains[0].tobytes() + domains[1].tobytes()).hexdigest()
-    return ([str(i) for i in range(count)],) * 2, lambda side, number: domains[side][number], sha
+    names = tuple([str(i) for i in range(len(side))] for side in domains)
+    return names, lambda side, number: domains[side][number], sha

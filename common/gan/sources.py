@@ -53,6 +53,8 @@ def report(argv: list[str], description: str) -> None:
     parser.add_argument("--root", default="data", help="folder that holds the data sets (default: data)")
     root = Path(parser.parse_args(argv).root)
     print("photos_paired, photos_unpaired: inside scikit-image, nothing to fetch")
+    print("folder_paired: any folder of photographs of one's own, given by --data.root; their edges are made")
+    print("classes: an .npz of encoded images given by --data.root, for instance CIFAR-10; two classes are the domains")
     for name, source in SOURCES.items():
         print(f"{name}: {source.origin}\n  licence: {source.licence}\n  layout: {source.layout}")
         for folder, expected in source.folders.items():

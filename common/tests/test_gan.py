@@ -1,5 +1,6 @@
 """The shared substrate of the image-to-image GANs: data layouts, pool, evaluation, use."""
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from common.gan.judge import Judge, draw_samples, pairs, targets, turned
 from common.gan.pool import ImagePool
 from common.gan.settings import Judging, Networks, Optim, Teaching
 from common.images import read_image, write_image
-from common.labelled import batches, epoch_order
+from common.labelled import Labelled, batches, epoch_order
+from common.labelled import load as labelled_load
+from common.testing import image_archive
 
 import numpy as np
 import pytest
@@ -86,6 +89,54 @@ def test_embedded_photographs(name):
     assert train.fingerprint() != test.fingerprint()
     with pytest.raises(InputError, match="larger than a part"):
         data.load(Domains(name, load_size=400, crop_size=64), 0)
+
+
+def test_a_folder_of_photographs(tmp_path):
+    for i in range(5):
+        write_image(tmp_path / f"{i}.png", np.full((40, 30 + i, 3), 50 * i, np.uint8))
+    settings = Domains("folder_paired", str(tmp_path), load_size=10, crop_size=8, batch_size=4)
+    train, test = data.load(settings, 0)
+    assert (len(train), len(test)) == (256, 64) and train.paired
+    shades = [{int(part.read(1, i)[0, 0, 0]) for i in range(len(part))} for part in (train, test)]
+    assert shades == [{0, 50, 150, 200}, {100}], "the third photograph is kept for evaluation"
+    assert int(train.read(0, 0).min()) == 255, "an even picture has no edges"
+    assert [len(part) for part in data.load(dataclasses.replace(settings, limit=6), 0)] == [6, 6]
+    (tmp_path / "a.png").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"a\.png cannot be read"):
+        data.load(settings, 0)
+
+
+def test_a_large_photograph_is_shrunk_to_a_few_crops_across(tmp_path):
+    for i in range(3):
+        write_image(tmp_path / f"{i}.png", picture(i, (90, 200)))
+    train, _ = data.load(Domains("folder_paired", str(tmp_path), load_size=10, crop_size=8, limit=1), 0)
+    # A crop of 10 pixels shows 22 of the original's 90 rows, so that noise of one pixel is averaged away.
+    assert train.read(1, 0).std() < 0.7 * picture(0).std()
+
+
+@pytest.mark.parametrize(("count", "side", "words"), [(2, 20, "at least three are needed"), (3, 9, "give at most 9")])
+def test_a_folder_that_does_not_suffice(tmp_path, count, side, words):
+    for i in range(count):
+        write_image(tmp_path / f"{i}.png", picture(i, (20, side)))
+    with pytest.raises(InputError, match=words):
+        data.load(Domains("folder_paired", str(tmp_path), load_size=10, crop_size=8), 0)
+
+
+def test_two_classes_of_an_archive(tmp_path):
+    root = str(image_archive(tmp_path, [2, 0, 2, 1, 2, 0]))
+    settings = Domains("classes", root, class_a="2", class_b="0", load_size=36, crop_size=32, batch_size=2)
+    train, test = data.load(settings, 0)
+    assert train.counts == test.counts == (3, 2) and len(train) == 3 and not train.paired
+    everything, _ = labelled_load(Labelled("cifar10", root, batch_size=1), 0)
+    for side, numbers in enumerate(([0, 2, 4], [1, 5])):
+        for i, number in enumerate(numbers):
+            assert np.array_equal(train.read(side, i), everything.pixels[number].numpy())
+    with pytest.raises(InputError, match="has no class 'horse'; choose from 0, 1"):
+        data.load(dataclasses.replace(settings, class_a="horse"), 0)
+    with pytest.raises(InputError, match="train holds no image of class 5"):
+        data.load(dataclasses.replace(settings, class_b="5"), 0)
+    with pytest.raises(InputError, match="there is no such file"):
+        data.load(dataclasses.replace(settings, root="nowhere.npz"), 0)
 
 
 def test_workers_change_nothing(unaligned):

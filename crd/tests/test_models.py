@@ -64,12 +64,17 @@ def test_a_students_first_weights_do_not_depend_on_its_losses():
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
-@pytest.mark.parametrize("path", sorted(PROJECT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+OWN = {"photos_unpaired", "photographs", "cifar10_horse2dog"}  # on data that the paper did not use
+PUBLISHED = [path for path in sorted(PROJECT.glob("configs/*.yaml")) if path.stem not in OWN]
+
+
+def test_the_embedded_config_needs_no_file():
+    assert config.load(Config, PROJECT / "configs" / "photos_unpaired.yaml").perceptual.network == "random"
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_runs_have_the_published_sizes(path):
     conf = config.load(Config, path)
-    if conf.data.name.startswith("photos"):
-        assert conf.perceptual.network == "random", "embedded configs need no file"
-        return
     with torch.device("meta"):
         networks = train.build(conf)
     count = lambda name: sum(p.numel() for p in networks[name].parameters())

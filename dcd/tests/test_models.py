@@ -82,7 +82,11 @@ def test_unknown_layers_are_refused():
         build_distiller(Config(networks=unet, distill=Distill(layers=("model.model.1",))))
 
 
-@pytest.mark.parametrize("path", sorted(PROJECT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+OWN = {"photographs", "cifar10_horse2dog"}  # on data that the paper did not use, with a width of their own
+PUBLISHED = [path for path in sorted(PROJECT.glob("configs/*.yaml")) if path.stem not in OWN]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_discriminators_of_the_published_runs(path):
     conf = config.load(Config, path)
     with torch.device("meta"):

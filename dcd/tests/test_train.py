@@ -13,7 +13,7 @@ from common.finite import FiniteWatch
 from common.gan.perceptual import VGGFeatures
 from common.gan.teachers import TEACHERS
 from common.images import read_image, write_image
-from common.testing import assert_same, log, state
+from common.testing import assert_same, domain_images, log, state
 
 import numpy as np
 import pytest
@@ -194,7 +194,9 @@ def test_evaluation(tmp_path, straight):
     _, folder = straight
     weights = str(folder / "last.pt")
     words = ["--checkpoint", weights, "--gallery", str(tmp_path / "page"), "--out", str(tmp_path / "m.json")]
+    words += ["--latency", "1"]
     metrics = eval.main(words)
+    assert all(metrics[f"latency_{layout}_1_threads"] > 0 for layout in ("contiguous", "channels_last"))
     last = [line for line in log(folder) if line["split"] == "test" and "fd_random" in line][-1]
     assert metrics["fd_random"] == last["fd_random"] and metrics["images"] == 4
     assert metrics["best_student"] <= metrics["fd_random"] and metrics["teacher_l1"] > 0
@@ -474,15 +476,10 @@ def test_bench_writes_its_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_takes_a_step(tmp_path, path):
     conf = config.load(Config, path)
-    rng = np.random.default_rng(0)
-    wide = 2 if conf.data.name == "aligned" else 1
-    folders = ["train", "val"] if wide == 2 else ["trainA", "trainB", "valA", "valB"]
-    for folder in folders:
-        for i in range(max(2, conf.data.batch_size)):
-            pixels = rng.integers(0, 256, (256, 256 * wide, 3), dtype=np.uint8)
-            write_image(tmp_path / folder / f"{i}.png", pixels)
-    words = ["--config", str(path), "--out", str(tmp_path / "run"), f"--data.root={tmp_path}", "--optim.epochs=1"]
+    root = domain_images(tmp_path, conf.data.name, max(2, conf.data.batch_size))
+    words = ["--config", str(path), "--out", str(tmp_path / "run"), f"--data.root={root}", "--optim.epochs=1"]
     words += ["--optim.decay_epochs=0", "--optim.student_share=1", "--judging.every_epochs=1", "--data.workers=0"]
     words += ["--perceptual.network=random", "--judging.network=random", "--networks.teacher_width=8"]
-    train.main([*words, "--networks.student_width=4", "--networks.discriminator_width=8"])
+    words += ["--networks.student_width=4", "--networks.discriminator_width=8"]
+    train.main([*words, f"--data.limit={max(2, conf.data.batch_size)}"])
     assert checkpoint.load(tmp_path / "run" / "distil" / "last.pt")["step"] >= 1
