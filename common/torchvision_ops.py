@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 512  # boxes that `nms` settles at a time: its tables are [BLOCK, boxes left]
+BLOCK = 256  # boxes that `nms` settles at a time: its tables are [BLOCK, boxes left]
 CHUNK = 2**24  # elements of the largest intermediate of `roi_align`
 FEW = 64  # pixels of a bin that `roi_align` gathers one by one
 WRAPPERS = ("torchvision.ops.boxes", "torchvision.ops.roi_align")
@@ -28,11 +28,14 @@ _kept_alive = []  # a torch.library.Library that is collected takes its operator
 
 def _overlap(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """Whether the intersection over union exceeds the threshold: corners [M, 4], [N, 4] to bool [M, N]."""
-    side = torch.min(a[:, None, 2:], b[None, :, 2:]) - torch.max(a[:, None, :2], b[None, :, :2])
-    shared = side.clamp(min=0).prod(-1)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
-    # In double, because the compiled kernel compares its float with a double threshold.
-    return (shared / (area_a[:, None] + area_b - shared)).double() > threshold
+    (left, top, right, bottom), (x1, y1, x2, y2) = a.T[..., None].contiguous(), b.T.contiguous()
+    shared = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp_(min=0)
+    shared *= (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp_(min=0)
+    area_a, area_b = (right - left) * (bottom - top), (x2 - x1) * (y2 - y1)
+    # The compiled kernel compares its float with a double threshold: that is, with the next float below it.
+    bound = torch.tensor(threshold, dtype=shared.dtype, device=shared.device)
+    bound = torch.where(bound.double() > threshold, torch.nextafter(bound, -torch.full_like(bound, torch.inf)), bound)
+    return shared.div_(area_a + area_b - shared) > bound
 
 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
