@@ -92,10 +92,12 @@ def _table(pixels: Tensor, weights: Tensor, size: int) -> Tensor:
     return weights.new_zeros(*pixels.shape[:2], size).scatter_add_(2, pixels.clamp(0, size - 1), weights)
 
 
-def _gather(flat: Tensor, width: int, down: tuple[Tensor, Tensor], across: tuple[Tensor, Tensor]) -> Tensor:
-    """Bins of boxes as weighted sums of a map's pixels [H·W, C]: [K, C, PH, PW]; for bins of a few pixels.
+def _gather(
+    flat: Tensor, start: Tensor, width: int, down: tuple[Tensor, Tensor], across: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Bins of boxes as weighted sums of the pixels of all maps [N·H·W, C]: [K, C, PH, PW]; for bins of a few pixels.
 
-    down, across: pixels and weights as `_axis` gives them.
+    start: where each box's map begins, [K]; down, across: pixels and weights as `_axis` gives them.
     """
     spots, shares = [], []
     for pixels, weights in (down, across):
@@ -103,8 +105,9 @@ def _gather(flat: Tensor, width: int, down: tuple[Tensor, Tensor], across: tuple
         window = torch.arange(int(most.max()), device=flat.device)
         spots.append(first[..., None] + window)
         shares.append(_table(pixels - first[..., None], weights, len(window)))
-    place = spots[0][:, :, None, :, None] * width + spots[1][:, None, :, None, :]  # [K, PH, PW, rows, columns]
-    place = place.clamp(max=len(flat) - 1)  # a window may reach beyond the map, with weight 0
+    rows = spots[0] * width + start[:, None, None]
+    place = rows[:, :, None, :, None] + spots[1][:, None, :, None, :]  # [K, PH, PW, rows, columns]
+    place = place.clamp(max=len(flat) - 1)  # a window may reach beyond its map, with weight 0
     share = shares[0][:, :, None, :, None] * shares[1][:, None, :, None, :]
     bags = (part.flatten(0, 2).flatten(1) for part in (place, share))
     sums = F.embedding_bag(next(bags), flat, per_sample_weights=next(bags), mode="sum")
@@ -137,17 +140,18 @@ def roi_align(
             few = _first(*down)[1] * _first(*across)[1] <= FEW
         pooled = [input.new_zeros(0, channels, pooled_height, pooled_width, dtype=precision)]
         order = [torch.empty(0, dtype=torch.int64, device=rois.device)]
+        small = few.nonzero()[:, 0]
+        if len(small):
+            flat = input.to(precision).permute(0, 2, 3, 1).contiguous().view(-1, channels)
+            start = rois[:, 0].long() * (height * width)
+            for part in small.split(max(CHUNK // (pooled_height * pooled_width * FEW), 1)):
+                bins = [(pixels[part], weights[part]) for pixels, weights in (down, across)]
+                pooled.append(_gather(flat, start[part], width, *bins))
+                order.append(part)
         for image in range(images):
-            own, plane = rois[:, 0].long() == image, input[image].to(precision)
-            small, large = (own & few).nonzero()[:, 0], (own & ~few).nonzero()[:, 0]
-            if len(small):
-                flat = plane.flatten(1).T.contiguous()
-                for part in small.split(max(CHUNK // (pooled_height * pooled_width * FEW), 1)):
-                    bins = [(pixels[part], weights[part]) for pixels, weights in (down, across)]
-                    pooled.append(_gather(flat, width, *bins))
-                    order.append(part)
-            if len(large) or not len(small):  # also where there is no box at all, which keeps the graph
-                flat = plane.transpose(0, 1).reshape(height, channels * width)
+            large = ((rois[:, 0].long() == image) & ~few).nonzero()[:, 0]
+            if len(large) or not len(rois):  # without any box, empty products keep the graph
+                flat = input[image].to(precision).transpose(0, 1).reshape(height, channels * width)
                 for part in large.split(max(CHUNK // max(pooled_height * channels * width, 1), 1)):
                     rows = _table(*(x[part] for x in down), height).flatten(0, 1) @ flat
                     rows = rows.view(len(part), pooled_height * channels, width)

@@ -143,10 +143,11 @@ def fit(
 
 
 def make_optimiser(parameters: list[nn.Parameter], settings: Step) -> torch.optim.Optimizer:
-    """SGD with momentum or Adam, as the step says."""
+    """SGD with momentum or Adam, as the step says, in one fused kernel where the device has one."""
+    options = {"weight_decay": settings.weight_decay, "fused": parameters[0].device.type in ("cpu", "cuda")}
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
-    return torch.optim.Adam(parameters, settings.lr, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, **options)
+    return torch.optim.Adam(parameters, settings.lr, **options)
 
 
 if __name__ == "__main__":
