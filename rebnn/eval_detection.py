@@ -42,7 +42,7 @@ def main(argv: list[str]) -> dict:
     given, overrides = parser.parse_known_args(argv)
     path = Path(given.checkpoint)
 
-    conf, role, own = experiment(given, path, Config)
+    conf, role, own = experiment(given, path, Config, "detection")
     conf = config.override(conf, overrides)
     train, test = data.load(conf)
     scenes = test if given.split == "test" else data.Scenes(train.scenes, train.classes, conf, False, train.counts)

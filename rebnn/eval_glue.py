@@ -11,12 +11,12 @@ import argparse
 import json
 from pathlib import Path
 
-from common import checkpoint, config, distributed
+from common import config, distributed
 from common.environment import environment
 from common.errors import CheckpointError, InputError
 from common.run import entry
 
-from rebnn.eval import oscillation
+from rebnn.eval import experiment, oscillation
 from rebnn.glue import weights
 from rebnn.glue.bert import Bert, binary_bert, real_bert
 from rebnn.glue.config import Config
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> dict:
         raise InputError("--out names one file for several checkpoints; leave it out")
     scores, metrics = {}, {}
     for path in map(Path, given.checkpoint):
-        conf, role, own = experiment(given, path)
+        conf, role, own = experiment(given, path, Config, "glue")
         conf = config.override(conf, overrides)
         metrics = measure(conf, role, own, path)
         scores |= {f"{conf.data.name} {name}": metrics[name] for name in metrics if name.startswith("score")}
@@ -64,19 +64,6 @@ def measure(conf: Config, role: str, own: dict, path: Path) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "recipe": conf.student.recipe, "role": role, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     return metrics
-
-
-def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, str, dict]:
-    """The config, the stage, and the content of a checkpoint of ours ({} for released weights)."""
-    if given.config:
-        return config.load(Config, given.config), given.role, {}
-    try:
-        own = checkpoint.load_own(path, "rebnn")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; released weights need --config and --role as well") from None
-    if own["stage"] not in STAGES or "network" not in own["config"]:
-        raise CheckpointError(f"{path}: is of another family of tasks (stage {own['stage']}); eval.py evaluates it")
-    return config.from_dict(Config, own["config"]), own["stage"], own
 
 
 def load_network(conf: Config, role: str, data: Data, path: Path) -> Bert:

@@ -15,6 +15,7 @@ from common.run import Run, entry, run_folder, stages_to_run
 import torch
 from torch import nn
 
+from rebnn import families
 from rebnn.detection import data
 from rebnn.detection.config import Config, Step
 from rebnn.detection.evaluation import detect, evaluate
@@ -31,6 +32,8 @@ STAGES = ("step1", "step2")
 
 def main(argv: list[str]) -> Path:
     """Run the stages of one experiment; returns the run folder."""
+    file = families.config_file(argv)
+    families.require(families.family_of_file(file), "detection", "train", file)
     config, command, name = parse(Config, argv, __doc__, STAGES)
     check(config)
     train, test = data.load(config)

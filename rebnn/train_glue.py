@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rebnn import figures
+from rebnn import families, figures
 from rebnn.glue import losses
 from rebnn.glue.bert import Bert, Trace
 from rebnn.glue.config import Config
@@ -37,6 +37,8 @@ Terms = dict[str, Tensor]
 
 def main(argv: list[str]) -> Path:
     """Run the stages of one experiment; returns the run folder."""
+    file = families.config_file(argv)
+    families.require(families.family_of_file(file), "glue", "train", file)
     config, command, name = parse(Config, argv, __doc__, STAGES)
     check(config)
     data = load(config)

@@ -61,8 +61,8 @@ def test_the_drawn_curves_are_the_logged_numbers(tmp_path, monkeypatch):
     drawn = []
     figure_of = figures._figure
 
-    def kept(size):
-        drawn.append(figure_of(size))
+    def kept(size, **margins):
+        drawn.append(figure_of(size, **margins))
         return drawn[-1]
 
     monkeypatch.setattr(figures, "_figure", kept)

@@ -346,7 +346,7 @@ def test_bad_input_is_refused_and_nothing_is_written_over(tmp_path, teacher, nam
 
 
 def test_eval_refuses_what_is_not_a_bert(tmp_path, teacher):
-    with pytest.raises(CheckpointError, match="there is no such checkpoint file; released weights need --config"):
+    with pytest.raises(CheckpointError, match="no such checkpoint file; an official checkpoint needs --config"):
         eval_glue.main(["--checkpoint", str(tmp_path / "none.pt")])
     with pytest.raises(InputError, match="--out names one file"):
         eval_glue.main(["--checkpoint", str(teacher), str(teacher), "--out", str(tmp_path / "m.json")])
