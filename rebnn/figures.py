@@ -52,8 +52,8 @@ def main(argv: list[str]) -> list[Path]:
 
 
 def stage_folder(run: Path) -> Path:
-    """The folder of step 2 of a run. InputError if it has no log."""
-    folder = next((f for f in (run / "step2", run) if (f / "log.jsonl").is_file()), None)
+    """The folder of step 2 of a run (BERT: of its student). InputError if it has no log."""
+    folder = next((f for f in (run / "step2", run / "student", run) if (f / "log.jsonl").is_file()), None)
     if folder is None:
         raise InputError(f"{run}: holds no step2/log.jsonl; give the folder of a run that has reached step 2")
     return folder

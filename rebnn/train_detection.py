@@ -1,6 +1,6 @@
 """Binary detectors: Faster-RCNN and SSD with 1-bit weights and activations, their signs held by γ.
 
-python train_detection.py --config configs/embedded_detection.yaml    digits on photographs, about a minute on two cores
+python train_detection.py --config configs/embedded_detection.yaml    digits on photographs, one to two minutes
 python train_detection.py --config configs/voc_fasterrcnn_r18.yaml --data.root DIR --detector.weights FILE
 torchrun --nproc_per_node=4 train_detection.py --config configs/coco_ssd.yaml --data.root DIR
 """
@@ -15,7 +15,7 @@ from common.run import Run, entry, run_folder, stages_to_run
 import torch
 from torch import nn
 
-from rebnn import families
+from rebnn import families, figures
 from rebnn.detection import data
 from rebnn.detection.config import Config, Step
 from rebnn.detection.evaluation import detect, evaluate
@@ -23,7 +23,7 @@ from rebnn.detection.pair import build, build_step, check, epochs_or_iterations
 from rebnn.detection.pictures import SHOWN, draw_sheet
 from rebnn.detection.schedule import multi_step
 from rebnn.method import Balance
-from rebnn.train import mean_of, mean_over_processes, scales
+from rebnn.train import latent_weights, mean_of, mean_over_processes, scales
 
 __all__ = ["Config", "build", "main"]
 
@@ -54,6 +54,10 @@ def train_step(run: Run, config: Config, stage: str, train: data.Scenes, test: d
     found = detect(network, few, run.device, config.run.precision)
     if distributed.is_main():
         draw_sheet(run.sample("detections.png"), few, found)
+        if balance:
+            lines = figures.read_log(run.folder)
+            figures.draw_oscillation(lines, run.sample("oscillation.png"))
+            figures.draw_latent(lines, run.sample("latent_weights.png"))
 
 
 def fit(
@@ -86,6 +90,8 @@ def fit(
         for part, scenes in (("train", train), ("test", test)):
             run.log("data", 0, 0, part=part, **scenes.counts)
             run.say(f"{part} images: " + ", ".join(f"{count} {name}" for name, count in scenes.counts.items()))
+        if balance:
+            run.log("latent", 0, 0, **latent_weights(balance))
     wrapped = distributed.wrap(network)
 
     def save(best: bool = False) -> None:
@@ -132,6 +138,7 @@ def fit(
         if balance:
             report = balance.report()
             run.log("oscillation", step, epoch, **report)
+            run.log("latent", step, epoch, **latent_weights(balance))
             summary |= {name: report[name] for name in ("flip", "sequential", "epoch_flip", "exact_zeros")}
         progress["history"].append(summary)
         best = False

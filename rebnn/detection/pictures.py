@@ -7,6 +7,8 @@ from common.images import write_image
 
 import cv2
 import numpy as np
+import torch
+from torchvision.ops import nms
 
 from rebnn.detection.data import Scenes
 from rebnn.detection.records import Found
@@ -28,7 +30,7 @@ def draw_sheet(path: Path, scenes: Scenes, found: Sequence[Found], count: int = 
 
 
 def tile(scenes: Scenes, i: int, found: Found) -> np.ndarray:
-    """One image on a square of SIDE pixels, uint8."""
+    """One image on a square of SIDE pixels, uint8; of detections in one place, whatever their class, the best."""
     image = scenes.pixels(i)
     scale = SIDE / max(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)[:SIDE, :SIDE]
@@ -36,9 +38,10 @@ def tile(scenes: Scenes, i: int, found: Found) -> np.ndarray:
     canvas[: small.shape[0], : small.shape[1]] = small
     for box, label in zip(scenes.scenes[i].boxes, scenes.scenes[i].labels):
         frame(canvas, box * scale, TRUTH, scenes.classes[label], top=True)
-    for box, label, score in zip(*found):
-        if score >= LEAST:
-            frame(canvas, box * scale, FOUND, f"{scenes.classes[label]} {score:.2f}", top=False)
+    likely = Found(*(part[found.scores >= LEAST] for part in found))
+    shown = nms(torch.from_numpy(likely.boxes).float(), torch.from_numpy(likely.scores).float(), 0.5).tolist()
+    for box, label, score in zip(*(part[shown] for part in likely)):
+        frame(canvas, box * scale, FOUND, f"{scenes.classes[label]} {score:.2f}", top=False)
     return canvas
 
 
@@ -46,5 +49,6 @@ def frame(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], tex
     """A box and its text, above or below, in place."""
     x1, y1, x2, y2 = (round(float(value)) for value in box)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 1 if top else 2)
-    at = (x1 + 2, max(10, y1 - 3) if top else min(SIDE - 3, y2 + 11))
-    cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+    at = (x1 + 2, max(10, y1 - 3) if top else min(SIDE - 3, y2 + 12))
+    for ink, width in ((255, 255, 255), 3), (colour, 1):  # on a white rim, since pictures have all colours
+        cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, width, cv2.LINE_AA)

@@ -110,13 +110,18 @@ def read_coco(
         for number, one in enumerate(content["annotations"]):
             if one["image_id"] not in own:
                 raise InputError(f"{annotations}.json: annotation {number} is of image {one['image_id']}, not listed")
+            if one["category_id"] not in label:
+                raise InputError(
+                    f"{annotations}.json: annotation {number} has category {one['category_id']}, which the file does not "
+                    "list; correct its label"
+                )
             own[one["image_id"]].append(one)
         for image in content["images"]:
             if limit and len(scenes) == limit:
                 return scenes, classes
             boxes = np.array([one["bbox"] for one in own[image["id"]]], np.float32).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
-            labels = np.array([label.get(one["category_id"], -1) for one in own[image["id"]]], np.int64)
+            labels = np.array([label[one["category_id"]] for one in own[image["id"]]], np.int64)
             crowd = np.array([bool(one.get("iscrowd", 0)) for one in own[image["id"]]], bool)
             path = root / "images" / images / image["file_name"]
             scene = Scene(f"{annotations}.json, image {image['id']}", path, boxes, labels, crowd)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import checkpoint, config, testing
 from common.errors import InputError, NonFiniteError
-from common.run import Run
+from common.run import Run, entry
 from common.testing import assert_same, log, state
 
 import pytest
@@ -54,6 +54,13 @@ def arguments(out: Path, **overrides) -> list[str]:
 command = partial(testing.python, PROJECT)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No curves, which take longer than these runs; test_smoke has them."""
+    for name in ("draw_oscillation", "draw_latent"):
+        monkeypatch.setattr(train_detection.figures, name, lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A run of both steps."""
@@ -64,8 +71,8 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.mark.smoke
-def test_smoke(tmp_path):
-    """Two steps and an evaluation, as typed."""
+def test_smoke(tmp_path, capsys):
+    """Two steps as typed, and an evaluation."""
     words = arguments(tmp_path / "run", step2__epochs=1)
     words[1] = "configs/embedded_detection.yaml"
     done = command(["train_detection.py", *words])
@@ -73,11 +80,12 @@ def test_smoke(tmp_path):
     assert "train images:" in done.stderr and "background" in done.stderr
     files = {path.name for path in (tmp_path / "run" / "step2").iterdir()}
     assert {"config.yaml", "env.json", "log.jsonl", "last.pt", "samples"} <= files
-    done = command(["eval_detection.py", "--checkpoint", str(tmp_path / "run" / "step2" / "last.pt")])
-    assert done.returncode == 0, done.stderr
+    pictures = {path.name for path in (tmp_path / "run" / "step2" / "samples").iterdir()}
+    assert pictures == {"detections.png", "oscillation.png", "latent_weights.png"}
+    eval_detection.main(["--checkpoint", str(tmp_path / "run" / "step2" / "last.pt")])
     metrics = json.loads((tmp_path / "run" / "step2" / "metrics.json").read_text())
     assert 0 <= metrics["map_area"] <= 100 and metrics["flip_ratio"] > 0 and "ap50" in metrics
-    assert "map_voc07" in done.stdout and (tmp_path / "run" / "step2" / "metrics.png").is_file()
+    assert "map_voc07" in capsys.readouterr().out and (tmp_path / "run" / "step2" / "metrics.png").is_file()
 
 
 def test_step2_goes_on_from_step1_and_logs_what_it_saw(base):
@@ -254,17 +262,16 @@ def test_bad_input_is_refused_and_nothing_is_written(tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_annotations_end_with_2(tmp_path):
+def test_bad_annotations_end_with_2(tmp_path, monkeypatch, capsys):
     voc_folder(tmp_path / "voc", [("dog", 0, (20, 20, 20, 40))], count=1)
-    words = [
-        "--config",
-        "configs/voc_fasterrcnn_r18.yaml",
-        f"--data.root={tmp_path / 'voc'}",
-        f"--out={tmp_path / 'run'}",
-    ]
-    done = command(["train_detection.py", *words])
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "has no area" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    words = ["--config", str(PROJECT / "configs" / "voc_fasterrcnn_r18.yaml")]
+    words += [f"--data.root={tmp_path / 'voc'}", f"--out={tmp_path / 'run'}"]
+    monkeypatch.setattr("sys.argv", ["train_detection.py", *words])
+    with pytest.raises(SystemExit) as left:
+        entry(train_detection.main)
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.startswith("error: ") and "has no area" in told
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

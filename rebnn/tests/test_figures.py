@@ -46,6 +46,12 @@ def test_a_run_has_two_figures(tmp_path):
         assert image.ndim == 3 and image.std() > 10  # not blank
 
 
+def test_the_student_of_a_bert_has_them_too(tmp_path):
+    run = write(tmp_path / "one", oscillation(1))
+    (run / "step2").rename(run / "student")
+    assert figures.stage_folder(run) == figures.stage_folder(run / "student") == run / "student"
+
+
 def test_several_runs_share_one_picture(tmp_path):
     runs = [write(tmp_path / name, oscillation(4, factor)) for name, factor in (("paper", 1.0), ("none", 2.0))]
     out = tmp_path / "out"
