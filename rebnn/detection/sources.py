@@ -112,8 +112,8 @@ def read_coco(
                 raise InputError(f"{annotations}.json: annotation {number} is of image {one['image_id']}, not listed")
             if one["category_id"] not in label:
                 raise InputError(
-                    f"{annotations}.json: annotation {number} has category {one['category_id']}, which the file does not "
-                    "list; correct its label"
+                    f"{annotations}.json: annotation {number} has category {one['category_id']}, which is none of "
+                    "the file's; correct it"
                 )
             own[one["image_id"]].append(one)
         for image in content["images"]:

@@ -485,7 +485,7 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(InputError, match="no such list of images"):
         loaded("voc", tmp_path)
     coco = coco_folder(tmp_path / "coco", [(7777, (3, 3, 10, 10), 0)])
-    with pytest.raises(InputError, match="box 0 has class -1, outside of 0 … 79"):
+    with pytest.raises(InputError, match="annotation 0 has category 7777, which is none of the file's"):
         loaded("coco", coco)
     (coco / "annotations" / "instances_train2014.json").write_text("[1, 2]")
     with pytest.raises(InputError, match="is not a readable COCO annotation file"):
