@@ -38,6 +38,11 @@ def check(config: Config) -> None:
     check_binary(config.binary, config.run)
     if not (epochs_or_iterations(config.step1) or epochs_or_iterations(config.step2)):
         raise InputError("step1.epochs 0 and step2.epochs 0: nothing would be trained; give epochs or iterations")
+    if config.detector.name == "ssd" and config.data.batch_size < 2 * config.run.micro_batches:
+        raise InputError(
+            f"data.batch_size {config.data.batch_size}: BatchNorm of SSD's last map, one pixel, needs two images in "
+            "each part of a step; give more"
+        )
     if config.detector.frozen >= STAGES - (config.detector.name == "bidet"):
         raise InputError(f"detector.frozen {config.detector.frozen}: the whole body would stay as it is; give less")
 

@@ -248,6 +248,7 @@ BAD = {
     "all frozen": ({"detector__frozen": 9}, "the whole body would stay"),
     "too small": ({"data__size": 20}, "at least 32"),
     "digits": ({"data__digits": 11}, "there are ten"),
+    "one image": ({"detector__name": "ssd", "data__batch_size": 1}, "needs two images"),
     "sizes": ({"data__long_sides": [64, 80]}, "are pairs"),
     "milestone": ({"step2__milestones": [0]}, "step2.milestones"),
     "unknown key": ({"detector__bodi": "resnet18"}, "did you mean detector.body"),
@@ -282,9 +283,9 @@ def test_bad_annotations_end_with_2(tmp_path, monkeypatch, capsys):
 )
 def test_every_config_takes_a_step(tmp_path, path):
     experiment = config.load(Config, path)
-    root = (voc_folder if experiment.data.name == "voc" else coco_folder)(tmp_path / "data", count=1)
+    root = (voc_folder if experiment.data.name == "voc" else coco_folder)(tmp_path / "data", count=2)
     words = ["--config", str(path), "--out", str(tmp_path / "run"), f"--data.root={root}", "--data.workers=0"]
-    words += ["--data.batch_size=1", "--data.limit=1", "--data.repeat=1", "--step2.iterations=1"]
+    words += ["--data.batch_size=2", "--data.limit=2", "--data.repeat=1", "--step2.iterations=1"]
     words += ["--data.long_sides=[128]", "--data.short_sides=[96]", "--data.test_long=128", "--data.test_short=96"]
     train_detection.main(words)
     assert checkpoint.load(tmp_path / "run" / "step2" / "last.pt")["step"] == 1
