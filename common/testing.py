@@ -46,12 +46,14 @@ entry(train.main)
     return python(project, ["-c", script, *words])
 
 
-def torchrun(project: Path, words: list[str], processes: int = 2) -> subprocess.CompletedProcess:
-    """Run the project's train.py under torchrun on a free port."""
+def torchrun(
+    project: Path, words: list[str], processes: int = 2, script: str = "train.py"
+) -> subprocess.CompletedProcess:
+    """Run the project's train.py, or another script of it, under torchrun on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}", "train.py"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}", script]
     return python(project, [*launcher, *words])
 
 

@@ -16,21 +16,26 @@ from pathlib import Path
 from common.errors import InputError
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 512  # boxes that `nms` settles at a time: its tables are [BLOCK, boxes left]
+BLOCK = 256  # boxes that `nms` settles at a time: its tables are [BLOCK, boxes left]
 CHUNK = 2**24  # elements of the largest intermediate of `roi_align`
+FEW = 64  # pixels of a bin that `roi_align` gathers one by one
 WRAPPERS = ("torchvision.ops.boxes", "torchvision.ops.roi_align")
 _kept_alive = []  # a torch.library.Library that is collected takes its operators with it
 
 
 def _overlap(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """Whether the intersection over union exceeds the threshold: corners [M, 4], [N, 4] to bool [M, N]."""
-    side = torch.min(a[:, None, 2:], b[None, :, 2:]) - torch.max(a[:, None, :2], b[None, :, :2])
-    shared = side.clamp(min=0).prod(-1)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
-    # In double, because the compiled kernel compares its float with a double threshold.
-    return (shared / (area_a[:, None] + area_b - shared)).double() > threshold
+    (left, top, right, bottom), (x1, y1, x2, y2) = a.T[..., None].contiguous(), b.T.contiguous()
+    shared = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp_(min=0)
+    shared *= (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp_(min=0)
+    area_a, area_b = (right - left) * (bottom - top), (x2 - x1) * (y2 - y1)
+    # The compiled kernel compares its float with a double threshold: that is, with the next float below it.
+    bound = torch.tensor(threshold, dtype=shared.dtype, device=shared.device)
+    bound = torch.where(bound.double() > threshold, torch.nextafter(bound, -torch.full_like(bound, torch.inf)), bound)
+    return shared.div_(area_a + area_b - shared) > bound
 
 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -55,8 +60,8 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.cat(kept)
 
 
-def _axis_weights(start: Tensor, extent: Tensor, bins: int, samples: int, size: int) -> Tensor:
-    """How much each of `size` pixels counts in each bin along one axis: [K, bins, size].
+def _axis(start: Tensor, extent: Tensor, bins: int, samples: int, size: int) -> tuple[Tensor, Tensor]:
+    """Which of `size` pixels count in each bin along one axis, and how much: [K, bins, 2·most] both.
 
     A bin averages bilinear samples at even steps. A sample outside by more than one pixel is 0, one outside
     by less takes the border pixel. samples <= 0 stands for ceil(extent / bins) of each box.
@@ -69,8 +74,44 @@ def _axis_weights(start: Tensor, extent: Tensor, bins: int, samples: int, size: 
     share = ((at >= -1) & (at <= size) & (g < number)) / number.clamp(min=1)
     at = torch.where(share > 0, at, 0).clamp(0, size - 1)
     low = at.long()
-    weights = at.new_zeros(*at.shape[:2], size).scatter_add_(2, low, share * (1 - (at - low)))
-    return weights.scatter_add_(2, (low + 1).clamp(max=size - 1), share * (at - low))
+    high = (low + 1).clamp(max=size - 1)
+    return torch.cat([low, high], 2), torch.cat([share * (1 - (at - low)), share * (at - low)], 2)
+
+
+def _first(pixels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The first pixel of each bin [K, bins], and the pixels of each box's widest bin [K]."""
+    if not pixels.shape[2]:
+        return pixels.new_zeros(pixels.shape[:2]), pixels.new_ones(len(pixels))
+    used = weights > 0
+    first = torch.where(used, pixels, pixels.amax()).amin(2)
+    return first, (torch.where(used, pixels, 0).amax(2) - first).amax(1).clamp(min=0) + 1
+
+
+def _table(pixels: Tensor, weights: Tensor, size: int) -> Tensor:
+    """Weights [K, bins, size] of pixels that are counted from 0."""
+    return weights.new_zeros(*pixels.shape[:2], size).scatter_add_(2, pixels.clamp(0, size - 1), weights)
+
+
+def _gather(
+    flat: Tensor, start: Tensor, width: int, down: tuple[Tensor, Tensor], across: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Bins of boxes as weighted sums of the pixels of all maps [N·H·W, C]: [K, C, PH, PW]; for bins of a few pixels.
+
+    start: where each box's map begins, [K]; down, across: pixels and weights as `_axis` gives them.
+    """
+    spots, shares = [], []
+    for pixels, weights in (down, across):
+        first, most = _first(pixels, weights)
+        window = torch.arange(int(most.max()), device=flat.device)
+        spots.append(first[..., None] + window)
+        shares.append(_table(pixels - first[..., None], weights, len(window)))
+    rows = spots[0] * width + start[:, None, None]
+    place = rows[:, :, None, :, None] + spots[1][:, None, :, None, :]  # [K, PH, PW, rows, columns]
+    place = place.clamp(max=len(flat) - 1)  # a window may reach beyond its map, with weight 0
+    share = shares[0][:, :, None, :, None] * shares[1][:, None, :, None, :]
+    bags = (part.flatten(0, 2).flatten(1) for part in (place, share))
+    sums = F.embedding_bag(next(bags), flat, per_sample_weights=next(bags), mode="sum")
+    return sums.view(*place.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def roi_align(
@@ -80,7 +121,8 @@ def roi_align(
     """Average of bilinear samples in the bins of each box (He et al., Mask R-CNN, section 3).
 
     input: [N, C, H, W]; rois: [K, 5] as (image, x1, y1, x2, y2). Returns [K, C, PH, PW]. Has no gradient to
-    rois. Interpolation and border rule are separable: a box is two matrix products, over rows and columns.
+    rois. Interpolation and border rule are separable: a box with bins of a few pixels gathers them, any other is two
+    matrix products, over rows and columns.
     """
     images, channels, height, width = input.shape
     if rois.ndim != 2 or rois.shape[1] != 5:
@@ -93,18 +135,29 @@ def roi_align(
         with torch.no_grad():
             corner = rois[:, 1:].to(precision) * spatial_scale - (0.5 if aligned else 0.0)
             extent = (corner[:, 2:] - corner[:, :2]).clamp(min=-torch.inf if aligned else 1.0)
-            down = _axis_weights(corner[:, 1], extent[:, 1], pooled_height, sampling_ratio, height)
-            across = _axis_weights(corner[:, 0], extent[:, 0], pooled_width, sampling_ratio, width)
+            down = _axis(corner[:, 1], extent[:, 1], pooled_height, sampling_ratio, height)
+            across = _axis(corner[:, 0], extent[:, 0], pooled_width, sampling_ratio, width)
+            few = _first(*down)[1] * _first(*across)[1] <= FEW
         pooled = [input.new_zeros(0, channels, pooled_height, pooled_width, dtype=precision)]
         order = [torch.empty(0, dtype=torch.int64, device=rois.device)]
-        for image in range(images):
-            flat = input[image].to(precision).transpose(0, 1).reshape(height, channels * width)
-            own = (rois[:, 0].long() == image).nonzero()[:, 0]
-            for part in own.split(max(CHUNK // max(pooled_height * channels * width, 1), 1)):
-                rows = (down[part].flatten(0, 1) @ flat).view(len(part), pooled_height * channels, width)
-                both = (rows @ across[part].mT).view(len(part), pooled_height, channels, pooled_width)
-                pooled.append(both.transpose(1, 2))
+        small = few.nonzero()[:, 0]
+        if len(small):
+            flat = input.to(precision).permute(0, 2, 3, 1).contiguous().view(-1, channels)
+            start = rois[:, 0].long() * (height * width)
+            for part in small.split(max(CHUNK // (pooled_height * pooled_width * FEW), 1)):
+                bins = [(pixels[part], weights[part]) for pixels, weights in (down, across)]
+                pooled.append(_gather(flat, start[part], width, *bins))
                 order.append(part)
+        for image in range(images):
+            large = ((rois[:, 0].long() == image) & ~few).nonzero()[:, 0]
+            if len(large) or not len(rois):  # without any box, empty products keep the graph
+                flat = input[image].to(precision).transpose(0, 1).reshape(height, channels * width)
+                for part in large.split(max(CHUNK // max(pooled_height * channels * width, 1), 1)):
+                    rows = _table(*(x[part] for x in down), height).flatten(0, 1) @ flat
+                    rows = rows.view(len(part), pooled_height * channels, width)
+                    both = rows @ _table(*(x[part] for x in across), width).mT
+                    pooled.append(both.view(len(part), pooled_height, channels, pooled_width).transpose(1, 2))
+                    order.append(part)
         return torch.cat(pooled)[torch.cat(order).argsort()].to(input.dtype)
 
 

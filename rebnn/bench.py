@@ -8,6 +8,8 @@ Reference: the same graph with ordinary float convolutions and no sign (learned 
 default layout, the teacher as it was trained. Ours: BatchNorm folded into the teacher, channels last.
 `step_reference_channels_last`: the reference merely put into channels last, so that both layouts are quoted.
 `step_unfused`: sign and RPReLU left to autograd, operation by operation, and the official binariser; same reference.
+`bert_step`: of bench_glue.py, binary BERT-base against the float student.
+`roi_align`, `nms`: of bench_detection.py, the operators of the fallback.
 `memory`: what autograd keeps for the backward pass, against the reference; `memory_of_unfused`: against `step_unfused`.
 """
 
@@ -24,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rebnn import models
+from rebnn.bench_detection import bench_operators
+from rebnn.bench_glue import bench_bert
 from rebnn.method import Balance, distribution_loss
 from rebnn.method.binariser import LEVEL
 from rebnn.models.resnet import Block
@@ -40,7 +44,8 @@ def main(argv: list[str]) -> dict:
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = bench_step(given.rounds, torch.randn(given.batch, 3, SIZE, SIZE))
+    rows = bench_step(given.rounds, torch.randn(given.batch, 3, SIZE, SIZE)) | bench_bert(given.rounds)
+    rows |= bench_operators(given.rounds)
     print(table(rows))
     write_bench(Path(__file__).parent / "runs" / "bench.json", rows)
     return rows

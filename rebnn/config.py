@@ -44,9 +44,9 @@ class Binary:
     """rule of the balanced parameter γ; `none` is a learned scale without reconstruction loss"""
     gamma_value: NonNegative = 1e-4
     """γ of the rule `constant` (RBONN and IDa-Det: 1e-4)"""
-    binarizer: Literal["auto", "paper", "released", "reactnet"] = "auto"
+    binarizer: Literal["auto", "paper", "released", "reactnet", "bidet"] = "auto"
     """gradients of the binariser: the paper's, those the release executes (level 0.02, no mask), or ReActNet's
-    scale mean|w| (needs gamma none); auto is `released` with the rules of that name, else `paper`"""
+    or BiDet's scale mean|w| (need gamma none); auto is `released` with the rules of that name, else `paper`"""
     alpha_init: Literal["cam", "randn"] = "cam"
     """the scale at first: mean|w| of step 1, or the release's N(0, 1)"""
 

@@ -3,7 +3,9 @@
 `python data.py --root DIR` says which data sets are there, what is missing and where it comes from.
 """
 
+import argparse
 import math
+from pathlib import Path
 
 from common import labelled, run
 from common.imagesets import FLIP, RESIZE, FolderSet, normalise
@@ -14,6 +16,8 @@ import torch
 from PIL import Image
 
 from rebnn.config import Config
+from rebnn.detection import sources
+from rebnn.glue import data as sentences
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 """of the colours of ImageNet in [0, 1], as every AlexNet descendant has them"""
@@ -66,6 +70,11 @@ def load(config: Config) -> tuple:
 def main(argv: list[str]) -> None:
     """Print what lies below --root."""
     labelled.report_sources(argv, __doc__)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path, default=Path("data"))
+    root = parser.parse_args(argv).root
+    sources.report(root)
+    sentences.report(root / "glue")
 
 
 if __name__ == "__main__":

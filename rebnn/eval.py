@@ -19,7 +19,7 @@ from common.run import entry
 
 import torch
 
-from rebnn import data, models, weights
+from rebnn import data, families, models, weights
 from rebnn.config import Config
 from rebnn.pair import binarizer, student
 from rebnn.train import STAGES, evaluate
@@ -60,15 +60,20 @@ def main(argv: list[str]) -> dict:
     return metrics
 
 
-def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, str, dict]:
-    """The config, the stage, and the content of a checkpoint of ours ({} for an official one)."""
+def experiment(given: argparse.Namespace, path: Path, kind: type = Config, family: str = "") -> tuple:
+    """The config (of a kind), the stage, and the content of a checkpoint of ours ({} for an official one).
+
+    Errors: InputError for a checkpoint that is damaged, or of another family of tasks.
+    """
     if given.config:
-        return config.load(Config, given.config), given.role, {}
+        families.require(families.family_of_file(given.config), family, "eval", given.config)
+        return config.load(kind, given.config), given.role, {}
     try:
         own = checkpoint.load_own(path, "rebnn")
     except CheckpointError as error:
         raise CheckpointError(f"{error}; an official checkpoint needs --config and --role as well") from None
-    return config.from_dict(Config, own["config"]), own["stage"], own
+    families.require(families.family_of(own["config"]), family, "eval", path)
+    return config.from_dict(kind, own["config"]), own["stage"], own
 
 
 def load(conf: Config, role: str, classes: int, path: Path) -> torch.nn.Module:

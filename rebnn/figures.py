@@ -52,8 +52,8 @@ def main(argv: list[str]) -> list[Path]:
 
 
 def stage_folder(run: Path) -> Path:
-    """The folder of step 2 of a run. InputError if it has no log."""
-    folder = next((f for f in (run / "step2", run) if (f / "log.jsonl").is_file()), None)
+    """The folder of step 2 of a run (BERT: of its student). InputError if it has no log."""
+    folder = next((f for f in (run / "step2", run / "student", run) if (f / "log.jsonl").is_file()), None)
     if folder is None:
         raise InputError(f"{run}: holds no step2/log.jsonl; give the folder of a run that has reached step 2")
     return folder
@@ -90,7 +90,7 @@ def draw_latent(lines: Iterable[dict], path: str | PathLike) -> bool:
     Left its first output channel, as in the paper, right the whole layer. Lines of split `latent` count.
     """
     lines = of_split(lines, "latent")
-    figure = _figure((9, 6))
+    figure = _figure((9, 6), left=0.08, right=0.99, bottom=0.08, top=0.95, wspace=0.02)
     if figure is None:
         return False
     shown = [lines[i] for i in spread(len(lines), ROWS)]
@@ -131,7 +131,7 @@ def first_middle_last(n: int) -> list[int]:
 
 def _draw_layers(layers: list[str], curves: dict[str, tuple[list[dict], list[list[float]]]], path) -> bool:
     """A panel a layer; curves: {label: (lines, values [epoch][layer])}."""
-    figure = _figure((10, 3.2))
+    figure = _figure((10, 3.2), left=0.08, right=0.99, bottom=0.15, top=0.86, wspace=0.05)
     if figure is None:
         return False
     positions = first_middle_last(len(layers))
@@ -139,8 +139,9 @@ def _draw_layers(layers: list[str], curves: dict[str, tuple[list[dict], list[lis
     for axes, position in zip(panels, positions):
         for label, (lines, values) in curves.items():
             axes.plot([line["epoch"] for line in lines], [value[position] for value in values], label=label, marker=".")
-        axes.set_title(f"binary layer {position + 1}: {layers[position]}", fontsize=9)
+        axes.set_title(f"binary layer {position + 1}\n{layers[position]}", fontsize=9)
         axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True, nbins=8)
         axes.grid(alpha=0.3)
     panels[0].set_ylim(bottom=0)  # shared, and only now that every panel has its curves
     panels[0].set_ylabel("share of signs that change")
@@ -149,13 +150,18 @@ def _draw_layers(layers: list[str], curves: dict[str, tuple[list[dict], list[lis
     return True
 
 
-def _figure(size: tuple[float, float]):
-    """An empty figure, without touching what else the process draws; None where matplotlib is absent."""
+def _figure(size: tuple[float, float], **margins: float):
+    """An empty figure, without touching what else the process draws; None where matplotlib is absent.
+
+    The margins are fixed, since to lay the figure out anew takes matplotlib as long as to draw it.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    return Figure(figsize=size, dpi=120, layout="constrained")
+    figure = Figure(figsize=size, dpi=120)
+    figure.subplots_adjust(**margins)
+    return figure
 
 
 if __name__ == "__main__":

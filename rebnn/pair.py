@@ -6,7 +6,7 @@ from pathlib import Path
 from common import checkpoint
 from common.errors import InputError
 from common.fold import fold_batchnorm
-from common.run import Run
+from common.run import Run, Runtime
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +31,23 @@ def build(config: Config, classes: int | None = None) -> tuple[nn.Module, nn.Mod
 
 def check(config: Config) -> None:
     """Refuse what cannot be trained. Errors: InputError."""
-    binary = config.binary
-    if binary.binarizer == "reactnet" and binary.gamma != "none":
-        raise InputError(
-            f"binary.gamma {binary.gamma}: ReActNet's scale is no parameter and has no reconstruction loss; "
-            "give --binary.gamma none with --binary.binarizer reactnet"
-        )
-    if binary.gamma == "released_intended" and config.run.micro_batches > 1:
-        raise InputError(
-            f"run.micro_batches {config.run.micro_batches}: the rule released_intended takes the largest gradient of "
-            "a whole step; give 1, or another --binary.gamma"
-        )
+    check_binary(config.binary, config.run)
     if not config.step1.epochs and not config.step2.start:
         raise InputError("step1.epochs 0: step 2 starts from step 1; give epochs, or its weights as --step2.start")
+
+
+def check_binary(binary: Binary, runtime: Runtime) -> None:
+    """Refuse a rule of γ that its binariser or the way of computing does not allow. Errors: InputError."""
+    if binary.binarizer in ("reactnet", "bidet") and binary.gamma != "none":
+        raise InputError(
+            f"binary.gamma {binary.gamma}: the scale mean|w| is no parameter and has no reconstruction loss; "
+            f"give --binary.gamma none with --binary.binarizer {binary.binarizer}"
+        )
+    if binary.gamma == "released_intended" and runtime.micro_batches > 1:
+        raise InputError(
+            f"run.micro_batches {runtime.micro_batches}: the rule released_intended takes the largest gradient of "
+            "a whole step; give 1, or another --binary.gamma"
+        )
 
 
 def binarizer(binary: Binary) -> str:

@@ -3,8 +3,11 @@
 python train.py --config cfg.yaml                      digits: teacher and both steps, about a minute on two CPU cores
 python train.py --config configs/cifar10_resnet18.yaml
 torchrun --nproc_per_node=8 train.py --config configs/imagenet_resnet18.yaml
+
+Configs of detectors and of BERT are handed to train_detection.py and train_glue.py.
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rebnn import data, figures, models
+from rebnn import data, families, figures, models
 from rebnn.config import Config
 from rebnn.method import (
     Balance,
@@ -40,6 +43,8 @@ BINS = 61
 
 def main(argv: list[str]) -> Path:
     """Run the stages of one experiment; returns the run folder."""
+    if family := families.family_of_file(families.config_file(argv)):
+        return importlib.import_module(f"rebnn.{families.script('train', family)}").main(argv)
     config, command, name = parse(Config, argv, __doc__, STAGES)
     check(config)
     train, test = data.load(config)
@@ -232,10 +237,10 @@ def scales(balance: Balance) -> dict[str, Tensor]:
     return {"gamma": balance.gamma.amax(), "1/alpha (a scale has reached 0)": 1 / balance.smallest_scale()}
 
 
-def latent_weights(balance: Balance) -> dict:
-    """Histograms of the latent weights of the first binary layer: its first channel, and all of it."""
-    name, layer = next(iter(balance.layers.items()))
-    weight = layer.weight.detach().float()
+def latent_weights(balance: Balance, name: str | None = None) -> dict:
+    """Histograms of the latent weights of a binary layer, by default the first: its first channel, and all of it."""
+    name = name or next(iter(balance.layers))
+    weight = balance.layers[name].latent().detach().float()
     edge = float(weight.abs().max())
     counts = [torch.histc(part, BINS, -edge, edge) for part in (weight[0], weight)]
     edges = torch.linspace(-edge, edge, BINS + 1)

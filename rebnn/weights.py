@@ -24,7 +24,9 @@ UNUSED = ("u",)
 
 def load_teacher(network: nn.Module, path: str | PathLike) -> None:
     """Load a teacher whole; torchvision's files fit. CheckpointError as common.weights, and for other classes."""
-    _fit(network, read_weights(path), path)
+    given = read_weights(path)
+    _require_classes(network, given, path)
+    fit_weights(network, given, path)
 
 
 def load_student(network: nn.Module, path: str | PathLike, alpha_init: str = "cam") -> list[str]:
@@ -38,11 +40,21 @@ def load_student(network: nn.Module, path: str | PathLike, alpha_init: str = "ca
     for key, value in given.items():
         if key in own and value.numel() == own[key].numel() and value.ndim == 2 and value.shape[1] == 1:
             given[key] = value.reshape(own[key].shape)  # ReActNet-A's files hold binary weights as one column
+    _require_classes(network, given, path)
+    return fit_student(network, given, path, alpha_init)
+
+
+def fit_student(network: nn.Module, given: dict[str, Tensor], path: str | PathLike, alpha_init: str) -> list[str]:
+    """Load a state dict read from path, under our names, with scales brought to the network's level.
+
+    Returns the scales that it lacks, which start as alpha_init says. Errors: as `load_student`.
+    """
+    own = network.state_dict()
     factor = _level_of(path) / _level(network)
     scales = [key for key in own if _last(key) == "scaling_factor"]
     lacking = [key for key in scales if key not in given]
-    given |= {key: given[key] * factor for key in scales if key in given}
-    _fit(network, given | {key: own[key] for key in lacking}, path)
+    given = given | {key: given[key] * factor for key in scales if key in given}
+    fit_weights(network, given | {key: own[key] for key in lacking}, path)
     for key in lacking:
         network.get_submodule(key.removesuffix(".scaling_factor")).reset_scale(alpha_init)
     if lacking:
@@ -58,8 +70,8 @@ def export_official(network: nn.Module) -> dict[str, dict[str, Tensor]]:
     return {"state_dict": {f"module.{key}": value.cpu() for key, value in scaled.items()}}
 
 
-def _fit(network: nn.Module, given: dict[str, Tensor], path: str | PathLike) -> None:
-    """Load strictly; CheckpointError that names both numbers of classes where those differ."""
+def _require_classes(network: nn.Module, given: dict[str, Tensor], path: str | PathLike) -> None:
+    """CheckpointError that names both numbers of classes where those differ."""
     head = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     wanted = network.get_submodule(head).out_features
     if f"{head}.weight" in given and len(given[f"{head}.weight"]) != wanted:
@@ -67,7 +79,6 @@ def _fit(network: nn.Module, given: dict[str, Tensor], path: str | PathLike) -> 
             f"{path} was trained for {len(given[f'{head}.weight'])} classes, but the data has {wanted}; give weights"
             f" for {wanted} classes or the data they were trained on"
         )
-    fit_weights(network, given, path)
 
 
 def _level(network: nn.Module) -> float:

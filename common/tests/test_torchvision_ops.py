@@ -85,13 +85,20 @@ def test_nms_settles_chains_across_blocks(monkeypatch):
     # Each box overlaps its neighbours only, so every other one stays: the deepest chain of decisions there is.
     start = torch.arange(101.0, dtype=torch.float64)
     boxes = torch.stack([start, start * 0, start + 1.8, start * 0 + 1], 1)
-    for block in (1, 7, 512):
+    for block in (1, 7, 256):
         monkeypatch.setattr(torchvision_ops, "BLOCK", block)
         kept = torchvision_ops.nms(boxes, -start, 0.2)
         assert kept.tolist() == list(range(0, 101, 2))
         mixed = random_boxes(60, seed=block, dtype=torch.float64)
         scores = torch.rand(60, generator=torch.Generator().manual_seed(block))
         assert torchvision_ops.nms(mixed, scores, 0.1).tolist() == naive_nms(mixed, scores, 0.1)
+
+
+@pytest.mark.parametrize("share, threshold, kept", [(3, 0.3, [0]), (7, 0.7, [0, 1])])
+def test_nms_compares_with_the_threshold_in_double(share, threshold, kept):
+    """float(3 / 10) exceeds 0.3 by its rounding, float(7 / 10) does not exceed 0.7: the compiled kernel sees that."""
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, share, 1]])
+    assert torchvision_ops.nms(boxes, torch.tensor([0.9, 0.8]), threshold).tolist() == kept
 
 
 def test_nms_keeps_the_order_of_ties_and_empty_boxes():
@@ -136,6 +143,18 @@ def test_roi_align_in_small_chunks(monkeypatch):
     whole = torchvision_ops.roi_align(features, rois, 1.0, 2, 2, 2, True)
     monkeypatch.setattr(torchvision_ops, "CHUNK", 100)
     torch.testing.assert_close(torchvision_ops.roi_align(features, rois, 1.0, 2, 2, 2, True), whole, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("few", [0, 4, 10**6])
+def test_roi_align_gathers_and_multiplies_to_the_same(monkeypatch, few):
+    """Bins of few pixels go another way than large ones; in a batch of both every box keeps its place."""
+    monkeypatch.setattr(torchvision_ops, "FEW", few)
+    features = torch.randn(2, 3, 12, 15, dtype=torch.float64)
+    sizes = torch.tensor([[1.0, 1.5], [14, 11], [4, 3], [30, 40], [2, 9]], dtype=torch.float64)
+    corner = torch.tensor([[3.0, 2], [0, 0], [-2, -1], [-9, -9], [12, 4]], dtype=torch.float64)
+    rois = torch.cat([torch.tensor([[1.0], [0], [1], [0], [0]]).double(), corner, corner + sizes], 1)
+    found = torchvision_ops.roi_align(features, rois, 1.0, 3, 2, 0, True)
+    torch.testing.assert_close(found, naive_roi_align(features, rois, 1.0, 3, 2, 0, True))
 
 
 @pytest.mark.parametrize("sampling", [0, 2])

@@ -1,7 +1,7 @@
 """Resilient binary neural networks (Xu et al., AAAI 2023): learned scales, and γ that holds back oscillating weights.
 
-activations: RSign and RPReLU. binariser: ŵ = α·sign(w), its gradients, BinaryConv2d. balance: γ and oscillation.
-objective: distributional loss, schedule, parameter groups.
+activations: RSign and RPReLU. binariser: ŵ = α·sign(w), its gradients, BinaryConv2d. linear: the same for linear layers
+and embeddings. balance: γ and oscillation. objective: distributional loss, schedule, parameter groups.
 """
 
 from rebnn.method.activations import LearnableBias, RPReLU, RSign, rprelu, rsign
@@ -9,12 +9,14 @@ from rebnn.method.balance import Balance, balanced_gamma, flip_fraction
 from rebnn.method.binariser import (
     BinaryConv2d,
     binarise,
+    binarise_bidet,
     binarise_reactnet,
     binarise_released,
     cam,
     convert,
     reconstruction_loss,
 )
+from rebnn.method.linear import BinaryEmbedding, BinaryLinear
 from rebnn.method.objective import (
     decay_groups,
     distribution_loss,
@@ -26,11 +28,14 @@ from rebnn.method.objective import (
 __all__ = [
     "Balance",
     "BinaryConv2d",
+    "BinaryEmbedding",
+    "BinaryLinear",
     "LearnableBias",
     "RPReLU",
     "RSign",
     "balanced_gamma",
     "binarise",
+    "binarise_bidet",
     "binarise_reactnet",
     "binarise_released",
     "cam",

@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 class _RSign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, bias: Tensor) -> Tensor:
-        shifted = x + bias
+    def forward(ctx, x: Tensor, bias: Tensor | None) -> Tensor:
+        shifted = x if bias is None else x + bias
         signs = shifted.sign()
-        ctx.save_for_backward(shifted.abs_().clamp_(max=1))
+        ctx.save_for_backward(shifted.abs().clamp_(max=1) if bias is None else shifted.abs_().clamp_(max=1))
         return signs
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         (distance,) = ctx.saved_tensors
         grad_x = torch.addcmul(grad, grad, distance, value=-1).mul_(2)  # G · max(0, 2 - 2|x + β|)
-        return grad_x, _over_channel(grad_x)
+        return grad_x, _over_channel(grad_x) if ctx.needs_input_grad[1] else None
 
 
 class _RPReLU(torch.autograd.Function):
@@ -38,12 +38,14 @@ class _RPReLU(torch.autograd.Function):
         return grad_x, _over_channel(grad_x), grad_slope, _over_channel(grad)
 
 
-def rsign(x: Tensor, bias: Tensor) -> Tensor:
+def rsign(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """sign(x + β) with the derivative of the piecewise quadratic, max(0, 2 - 2|x + β|); sign(0) = 0 (section 2.7).
 
-    x: [B, C, H, W]; bias β: [1, C, 1, 1]. The comparison is made in the wider of both types.
+    x: [B, C, H, W]; bias β: [1, C, 1, 1], or None for 0. The comparison is made in the wider of both types.
     """
-    return _RSign.apply(x, bias) if torch.is_grad_enabled() else (x + bias).sign_()
+    if torch.is_grad_enabled():
+        return _RSign.apply(x, bias)
+    return x.sign() if bias is None else (x + bias).sign_()
 
 
 def rprelu(x: Tensor, bias_in: Tensor, slope: Tensor, bias_out: Tensor) -> Tensor:

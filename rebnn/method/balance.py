@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rebnn.method.binariser import GAMMA_HIGH, BinaryConv2d, changed_proportion, largest, reconstruction_loss
+from rebnn.method.binariser import GAMMA_HIGH, BinaryWeight, changed_proportion, largest, reconstruction_loss
 
 RULES = ("paper", "released", "released_intended", "constant", "max", "none")
 GATHER = 0x0102040810204080  # moves the lowest bits of a word's eight bytes into its highest, the last in memory
@@ -64,6 +64,11 @@ def _changed(before: Tensor, after: Tensor) -> Tensor:
     return popcount(negative | zero).sum(1)
 
 
+def by_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """[C_out] in the shape [C_out, 1, …] that broadcasts against the weight; a view."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
+
+
 class Balance:
     """γ of every binary layer of a network, and how often its signs change.
 
@@ -85,7 +90,7 @@ class Balance:
             raise ValueError(f"gamma {value} is not a finite number of at least 0")
         if rule == "released_intended" and parts > 1:
             raise ValueError("released_intended takes the largest gradient of a whole step: compute it in one part")
-        self.layers = {name: m for name, m in network.named_modules() if isinstance(m, BinaryConv2d)}
+        self.layers = {name: m for name, m in network.named_modules() if isinstance(m, BinaryWeight)}
         if not self.layers:
             raise ValueError("the network has no binary layer; convert makes them")
         if rule != "none" and any(layer.scaling_factor is None for layer in self.layers.values()):
@@ -99,7 +104,7 @@ class Balance:
         self.gamma_sum = torch.zeros(channels, dtype=torch.float64, device=self.gamma.device)
         self.iterations = self.pairs = 0  # of this epoch; pairs of successive iterations
         self.started = False  # whether an iteration lies behind
-        self.signs = {name: packed_signs(layer.weight) for name, layer in self.layers.items()}
+        self.signs = {name: packed_signs(layer.latent()) for name, layer in self.layers.items()}
         self.epoch_signs = {name: signs[0].clone() for name, signs in self.signs.items()}
         self.flipped = {name: torch.zeros_like(signs[0]) for name, signs in self.signs.items()}
         fixed = {"constant": value, "released": GAMMA_HIGH}.get(rule)
@@ -107,10 +112,10 @@ class Balance:
             self.gamma.fill_(fixed)
         elif rule == "released_intended":
             for layer, part in self.places():
-                self.gamma[part] = changed_proportion(layer.weight.detach(), None)
+                self.gamma[part] = changed_proportion(layer.latent().detach(), None)
         self._apply()
         for layer, part in self.places():
-            layer.gamma = None if rule == "none" else self.applied[part].view(-1, 1, 1, 1)
+            layer.gamma = None if rule == "none" else by_channel(self.applied[part], layer.weight)
             layer.watched, layer.clip = rule in ("paper", "max"), rule == "released_intended"
             layer.gradient = None
 
@@ -122,7 +127,7 @@ class Balance:
         loss was multiplied by. The gradients of the step must still be there.
         """
         for (name, layer), (_, part) in zip(self.layers.items(), self.places()):
-            signs = packed_signs(layer.weight)
+            signs = packed_signs(layer.latent())
             flipped = signs[0] ^ self.signs[name][0]  # with 0 as +1 (section 2.10)
             self.counts[0, part] += popcount(flipped).sum(1)
             self.counts[1, part] += popcount(flipped & self.flipped[name]).sum(1)
@@ -132,7 +137,7 @@ class Balance:
                 if self.rule == "paper":
                     self.gamma[part] *= _changed(self.signs[name], signs).to(self.gamma.dtype) / layer.weight[0].numel()
             elif self.rule == "released_intended":
-                self.gamma[part] = changed_proportion(layer.weight, layer.weight.grad)
+                self.gamma[part] = changed_proportion(layer.latent(), layer.weight.grad)
             self.signs[name], self.flipped[name] = signs, flipped
         self.gamma_sum += self.gamma
         self.iterations += 1
@@ -143,7 +148,7 @@ class Balance:
     def reconstruction(self) -> Tensor:
         """L_R of all layers with the present γ, a scalar (section 2.2)."""
         losses = [
-            reconstruction_loss(layer.weight, layer.alpha(), self.gamma[part].view(-1, 1, 1, 1))
+            reconstruction_loss(layer.latent(), layer.alpha(), by_channel(self.gamma[part], layer.weight))
             for layer, part in self.places()
         ]
         return torch.stack(losses).sum()
@@ -203,7 +208,7 @@ class Balance:
     def _apply(self) -> None:
         self.applied.copy_(self.gamma / self.parts)
 
-    def places(self) -> list[tuple[BinaryConv2d, slice]]:
+    def places(self) -> list[tuple[BinaryWeight, slice]]:
         """Each layer with its place among all channels."""
         ends, parts = 0, []
         for layer in self.layers.values():
@@ -211,7 +216,7 @@ class Balance:
             ends += len(layer.weight)
         return parts
 
-    def _largest(self, layer: BinaryConv2d, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    def _largest(self, layer: BinaryWeight, mean: Callable[[Tensor], Tensor]) -> Tensor:
         """max_j|G| of a layer over the whole batch; 0 where it took no part in the step."""
         grad, layer.gradient = layer.gradient, None
         return largest(mean(torch.zeros_like(layer.weight) if grad is None else grad))

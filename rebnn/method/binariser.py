@@ -14,8 +14,10 @@ from rebnn.method.activations import RSign
 
 LEVEL = 0.02  # q, the binary level of the released code, where α = q·|s|
 GAMMA_LOW, GAMMA_HIGH = 1e-5, 2e-4  # the bounds of the released code's clamp
-BINARIZERS = ("paper", "released", "reactnet")
+BINARIZERS = ("paper", "released", "reactnet", "bidet")
+WITHOUT_SCALE = ("reactnet", "bidet")  # those whose scale is mean|w| and no parameter
 ALPHA_INITS = ("cam", "randn")
+BLOCK = 1 << 16  # weights whose temporaries stay in a core's cache
 
 
 class _Paper(torch.autograd.Function):
@@ -30,16 +32,31 @@ class _Paper(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, used, alpha, gamma = ctx.saved_tensors
-        signs = weight.sign()
-        grad_alpha = _over_channel(grad * signs, alpha)
-        # 1{|w| ≤ 1} in one pass: the kernel's interval is open, so its edges are the next numbers beyond ±1.
-        edge = 1 + torch.finfo(weight.dtype).eps
-        grad_weight = torch.ops.aten.hardtanh_backward(grad, weight, -edge, edge).mul_(alpha)
-        if gamma is not None:
-            residual = weight - used
-            grad_weight.addcmul_(gamma, residual)
-            grad_alpha = grad_alpha - gamma * _over_channel(residual.mul_(signs), alpha)
+        grad_weight, grad_alpha = torch.empty_like(weight), torch.empty_like(alpha)
+        # On a CPU the temporaries of a block of channels stay in the cache, which takes a third of the time.
+        rows = max(1, BLOCK // weight[0].numel()) if weight.device.type == "cpu" else len(weight)
+        parts = (t.split(rows) for t in (grad, weight, used, alpha, grad_weight, grad_alpha))
+        gammas = [None] * -(-len(weight) // rows) if gamma is None else gamma.split(rows)
+        for part, factor in zip(zip(*parts), gammas):
+            _paper_gradients(*part, factor)
         return grad_weight, grad_alpha, None
+
+
+def _paper_gradients(
+    grad: Tensor, weight: Tensor, used: Tensor, alpha: Tensor, to_weight: Tensor, to_alpha: Tensor, gamma: Tensor | None
+) -> None:
+    """∂w and ∂α of some channels, written to to_weight and to_alpha."""
+    signs = weight.sign()
+    grad_alpha = _over_channel(grad * signs, alpha)
+    # 1{|w| ≤ 1} in one pass: the kernel's interval is open, so its edges are the next numbers beyond ±1.
+    edge = 1 + torch.finfo(weight.dtype).eps
+    torch.ops.aten.hardtanh_backward.grad_input(grad, weight, -edge, edge, grad_input=to_weight)
+    to_weight.mul_(alpha)
+    if gamma is not None:
+        residual = weight - used
+        to_weight.addcmul_(gamma, residual)
+        grad_alpha = grad_alpha - gamma * _over_channel(residual.mul_(signs), alpha)
+    to_alpha.copy_(grad_alpha)
 
 
 class _Released(torch.autograd.Function):
@@ -69,6 +86,20 @@ class _ReActNet(torch.autograd.Function):
     """The baseline as ReActNet's code has it: α = mean|w| without gradient, G·1{|w| ≤ 1} without the factor α."""
 
     @staticmethod
+    def forward(ctx, weight: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.sign().mul_(alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return grad.masked_fill(weight.abs() > 1, 0), None
+
+
+class _BiDet(torch.autograd.Function):
+    """The baseline of BiDet's detectors: α = mean|w| with its gradient, and the sign with derivative 1."""
+
+    @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         return weight.sign().mul_(cam(weight))
@@ -76,7 +107,9 @@ class _ReActNet(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return grad.masked_fill(weight.abs() > 1, 0)
+        signs = weight.sign()
+        alpha = cam(weight)
+        return grad * alpha + signs * (_over_channel(grad * signs, alpha) / weight[0].numel())
 
 
 def binarise(weight: Tensor, alpha: Tensor, gamma: Tensor | None = None) -> Tensor:
@@ -97,9 +130,14 @@ def binarise_released(weight: Tensor, a: Tensor, gamma: Tensor | None = None, cl
     return _Released.apply(weight, a, gamma, clip)
 
 
-def binarise_reactnet(weight: Tensor) -> Tensor:
-    """ŵ = mean|w|·sign(w) with ∂w = G·1{|w| ≤ 1} (section 2.1)."""
-    return _ReActNet.apply(weight)
+def binarise_reactnet(weight: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """ŵ = α·sign(w) with ∂w = G·1{|w| ≤ 1} and no gradient of α, by default mean|w| (section 2.1)."""
+    return _ReActNet.apply(weight, cam(weight) if alpha is None else alpha)
+
+
+def binarise_bidet(weight: Tensor) -> Tensor:
+    """ŵ = mean|w|·sign(w) with ∂w = mean|w|·G + sign(w)·mean_j(G b): both factors have a gradient (section 3.4)."""
+    return _BiDet.apply(weight)
 
 
 def cam(weight: Tensor) -> Tensor:
@@ -136,15 +174,68 @@ def changed_proportion(weight: Tensor, gradient: Tensor | None) -> Tensor:
     return 1 - (ahead.sign() * weight.sign()).relu().flatten(1).mean(1)
 
 
-class BinaryConv2d(nn.Conv2d):
-    """Convolution of ±1 inputs with ŵ; its weight stays real (latent), and forward changes no state.
+class BinaryWeight:
+    """What a layer with binary weights ŵ has beside its operation; the weight stays real (latent).
 
-    binarizer: `paper` (α = |scaling_factor|), `released` (α = 0.02·|scaling_factor|, the official code's gradients) or
-    `reactnet` (α = mean|w|, no parameter). alpha_init: `cam` (mean|w|) or `randn` (N(0, 1), official). pad_value: what
-    stands beyond the border, 0 as in the paper, or ±1 as deployment engines have it. The input is binarised before,
-    by RSign. Errors: ValueError for an unknown name.
+    binarizer: `paper` (α = |scaling_factor|), `released` (α = 0.02·|scaling_factor|, the official code's gradients),
+    `reactnet` or `bidet` (α = mean|w|, no parameter; two gradients). alpha_init: `cam` (mean|w|) or `randn` (N(0, 1),
+    official).
 
     `Balance` sets `gamma`, and reads in `gradient` the sum of G = ∂L/∂ŵ since its last step, where it needs it.
+    """
+
+    def start_binary(self, binarizer: str, alpha_init: str) -> None:
+        """Choose the binariser, once `weight` is there. Errors: ValueError for an unknown name."""
+        if binarizer not in BINARIZERS:
+            raise ValueError(f"binarizer {binarizer!r} is not one of {', '.join(BINARIZERS)}")
+        self.binarizer = binarizer
+        self.level = LEVEL if binarizer == "released" else 1.0
+        shape = [len(self.weight), *[1] * (self.weight.ndim - 1)]
+        self.scaling_factor = None if binarizer in WITHOUT_SCALE else nn.Parameter(self.weight.new_empty(shape))
+        self.gamma: Tensor | None = None
+        self.clip = self.watched = False
+        self.gradient: Tensor | None = None
+        self.reset_scale(alpha_init)
+
+    @torch.no_grad()
+    def reset_scale(self, how: str = "cam") -> None:
+        """Start the scale from the latent weights, or from N(0, 1). Errors: ValueError for an unknown name."""
+        if how not in ALPHA_INITS:
+            raise ValueError(f"alpha_init {how!r} is not one of {', '.join(ALPHA_INITS)}")
+        if self.scaling_factor is not None:
+            self.scaling_factor.copy_(cam(self.weight) / self.level if how == "cam" else torch.randn_like(self.alpha()))
+
+    def latent(self) -> Tensor:
+        """The real weights whose signs are used, [C_out, …]."""
+        return self.weight
+
+    def alpha(self) -> Tensor:
+        """The scale α ≥ 0 that the weights are used with, [C_out, 1, …]."""
+        return cam(self.weight) if self.scaling_factor is None else self.scaling_factor.abs() * self.level
+
+    def binary_weight(self) -> Tensor:
+        """ŵ, [C_out, …]."""
+        if self.binarizer == "paper":
+            weight = binarise(self.latent(), self.scaling_factor.abs(), self.gamma)
+        elif self.binarizer == "released":
+            weight = binarise_released(self.latent(), self.scaling_factor.abs(), self.gamma, self.clip)
+        elif self.binarizer == "reactnet":
+            weight = binarise_reactnet(self.latent(), self.alpha())
+        else:
+            weight = binarise_bidet(self.latent())
+        if self.watched and weight.requires_grad:
+            weight.register_hook(self._note)
+        return weight
+
+    def _note(self, grad: Tensor) -> None:
+        self.gradient = grad if self.gradient is None else self.gradient + grad
+
+
+class BinaryConv2d(BinaryWeight, nn.Conv2d):
+    """Convolution of ±1 inputs with ŵ, by the options of BinaryWeight; forward changes no state.
+
+    pad_value: what stands beyond the border, 0 as in the paper, or ±1 as deployment engines have it. The input is
+    binarised before, by RSign. Errors: ValueError for an unknown name.
     """
 
     def __init__(
@@ -162,49 +253,15 @@ class BinaryConv2d(nn.Conv2d):
         alpha_init: str = "cam",
         pad_value: float = 0.0,
     ):
-        if binarizer not in BINARIZERS:
-            raise ValueError(f"binarizer {binarizer!r} is not one of {', '.join(BINARIZERS)}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self.binarizer, self.pad_value = binarizer, pad_value
-        self.level = LEVEL if binarizer == "released" else 1.0
-        self.scaling_factor = None if binarizer == "reactnet" else nn.Parameter(torch.empty(out_channels, 1, 1, 1))
-        self.gamma: Tensor | None = None
-        self.clip = self.watched = False
-        self.gradient: Tensor | None = None
-        self.reset_scale(alpha_init)
-
-    @torch.no_grad()
-    def reset_scale(self, how: str = "cam") -> None:
-        """Start the scale from the latent weights, or from N(0, 1). Errors: ValueError for an unknown name."""
-        if how not in ALPHA_INITS:
-            raise ValueError(f"alpha_init {how!r} is not one of {', '.join(ALPHA_INITS)}")
-        if self.scaling_factor is not None:
-            self.scaling_factor.copy_(cam(self.weight) / self.level if how == "cam" else torch.randn_like(self.alpha()))
-
-    def alpha(self) -> Tensor:
-        """The scale α ≥ 0 that the weights are used with, [C_out, 1, 1, 1]."""
-        return cam(self.weight) if self.scaling_factor is None else self.scaling_factor.abs() * self.level
-
-    def binary_weight(self) -> Tensor:
-        """ŵ, [C_out, C_in / groups, k, k]."""
-        if self.binarizer == "paper":
-            weight = binarise(self.weight, self.scaling_factor.abs(), self.gamma)
-        elif self.binarizer == "released":
-            weight = binarise_released(self.weight, self.scaling_factor.abs(), self.gamma, self.clip)
-        else:
-            weight = binarise_reactnet(self.weight)
-        if self.watched and weight.requires_grad:
-            weight.register_hook(self._note)
-        return weight
+        self.pad_value = pad_value
+        self.start_binary(binarizer, alpha_init)
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self.padding
         if self.pad_value:
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, value=self.pad_value), 0
         return F.conv2d(x, self.binary_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
-
-    def _note(self, grad: Tensor) -> None:
-        self.gradient = grad if self.gradient is None else self.gradient + grad
 
 
 def is_projection(conv: nn.Conv2d) -> bool:

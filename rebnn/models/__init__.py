@@ -15,6 +15,7 @@ from common.errors import InputError
 from torch import nn
 
 from rebnn.method import BinaryConv2d
+from rebnn.method.binariser import BINARIZERS
 from rebnn.models.cost import Cost, binary_convolutions, count
 from rebnn.models.layers import RealConv2d
 from rebnn.models.mobilenet import reactnet_a
@@ -42,9 +43,9 @@ TEACHERS = tuple(_TEACHERS)
 
 WEIGHTS = {
     "real": RealConv2d,
-    **{name: partial(BinaryConv2d, binarizer=name) for name in ("paper", "released", "reactnet")},
+    **{name: partial(BinaryConv2d, binarizer=name) for name in BINARIZERS},
 }
-"""what a student's inner convolutions are: real (step 1), or binary with one of the three binarisers (step 2)"""
+"""what a student's inner convolutions are: real (step 1), or binary with one of the binarisers (step 2)"""
 
 
 def build(

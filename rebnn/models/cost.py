@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rebnn.method import BinaryConv2d
+from rebnn.models.layers import RealConv2d
 
 WORD = 64
 """binary multiply-adds that count as one operation (OPs = BOPs / 64 + FLOPs)"""
@@ -38,13 +39,9 @@ class Cost(NamedTuple):
 def binary_convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
     """The convolutions that step 2 makes binary, by module name, in the order of the forward pass.
 
-    They are the BinaryConv2d of any network, and what has a `binary` name in ours (real ones in step 1).
+    They are the BinaryConv2d of any network, and what ours have in their place in step 1.
     """
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, BinaryConv2d) or name.rpartition(".")[2].startswith("binary_")
-    }
+    return {name: module for name, module in network.named_modules() if isinstance(module, (BinaryConv2d, RealConv2d))}
 
 
 def count(network: nn.Module, size: tuple[int, int], channels: int = 3) -> Cost:

@@ -6,12 +6,20 @@ from torch import nn
 
 
 class RealConv2d(nn.Conv2d):
-    """A convolution without bias whose input, the signs of step 1, continues as pad_value outside the map."""
+    """A convolution whose input, the signs of step 1, continues as pad_value outside the map."""
 
     def __init__(
-        self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, padding: int = 0, pad_value: float = 0.0
+        self,
+        c_in: int,
+        c_out: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        bias: bool = False,
+        pad_value: float = 0.0,
     ):
-        super().__init__(c_in, c_out, kernel_size, stride=stride, padding=padding, bias=False)
+        super().__init__(c_in, c_out, kernel_size, stride, padding, dilation, bias=bias)
         self.pad_value = pad_value
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -20,4 +28,4 @@ class RealConv2d(nn.Conv2d):
             return super().forward(x)
         vertical, horizontal = self.padding
         x = F.pad(x, (horizontal, horizontal, vertical, vertical), value=self.pad_value)
-        return F.conv2d(x, self.weight, stride=self.stride)
+        return F.conv2d(x, self.weight, self.bias, self.stride, dilation=self.dilation)

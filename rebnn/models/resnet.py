@@ -20,7 +20,7 @@ class Block(nn.Module):
     normalised_by: ClassVar = {"binary_conv": "bn1"}
     """the BN behind each binary convolution"""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, conv: Callable[..., nn.Module]):
+    def __init__(self, c_in: int, c_out: int, stride: int, conv: Callable[..., nn.Module], ceil_mode: bool = False):
         super().__init__()
         self.stride = stride
         self.move0 = RSign(c_in)
@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.move1 = LearnableBias(c_out)
         self.prelu = nn.PReLU(c_out)
         self.move2 = LearnableBias(c_out)
-        self.downsample = shortcut(c_in, c_out, stride)
+        self.downsample = shortcut(c_in, c_out, stride, ceil_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, c_in, H, W] to [B, c_out, H / stride, W / stride]."""
@@ -37,11 +37,14 @@ class Block(nn.Module):
         return rprelu(out, self.move1.bias, self.prelu.weight, self.move2.bias)
 
 
-def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
-    """The identity where it fits; otherwise 2x2 averages if strided, a real 1x1 convolution, and BN."""
+def shortcut(c_in: int, c_out: int, stride: int, ceil_mode: bool = False) -> nn.Module:
+    """The identity where it fits; otherwise 2x2 averages if strided, a real 1x1 convolution, and BN.
+
+    ceil_mode: a last odd row or column is averaged by itself, so that maps of any size fit (section 3.3).
+    """
     if stride == 1 and c_in == c_out:
         return nn.Identity()
-    pool = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
+    pool = nn.AvgPool2d(2, 2, ceil_mode=ceil_mode) if stride == 2 else nn.Identity()
     return nn.Sequential(pool, nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
 
 
@@ -49,7 +52,8 @@ class BinaryResNet(nn.Module):
     """A real stem and classifier around stages of binary blocks; each stage but the first halves the map.
 
     layers, channels: blocks and output channels of each stage; the stem has the channels of the first. imagenet: the
-    7x7 stride-2 stem with max-pooling, otherwise 3x3 at full resolution; no activation follows either.
+    7x7 stride-2 stem with max-pooling, otherwise 3x3 at full resolution; no activation follows either. classes 0 leaves
+    out the head and ceil_mode admits images of any size: both are for detectors.
     """
 
     def __init__(
@@ -59,18 +63,20 @@ class BinaryResNet(nn.Module):
         classes: int,
         conv: Callable[..., nn.Module],
         imagenet: bool = True,
+        ceil_mode: bool = False,
     ):
         super().__init__()
         stem = channels[0]
-        self.reduction = (4 if imagenet else 1) * 2 ** (len(layers) - 1)
+        self.reduction = 1 if ceil_mode else (4 if imagenet else 1) * 2 ** (len(layers) - 1)
         self.conv1 = nn.Conv2d(3, stem, *((7, 2, 3) if imagenet else (3, 1, 1)), bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
         for i, (n, c_in, c_out) in enumerate(zip(layers, [stem, *channels], channels), start=1):
-            first = Block(c_in, c_out, 1 if i == 1 else 2, conv)
+            first = Block(c_in, c_out, 1 if i == 1 else 2, conv, ceil_mode)
             self.add_module(f"layer{i}", nn.Sequential(first, *(Block(c_out, c_out, 1, conv) for _ in range(n - 1))))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels[-1], classes)
+        if classes:
+            self.avgpool = nn.AdaptiveAvgPool2d(1)
+            self.fc = nn.Linear(channels[-1], classes)
 
     def stages(self) -> list[nn.Sequential]:
         return [child for name, child in self.named_children() if name.startswith("layer")]

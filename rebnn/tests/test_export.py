@@ -18,7 +18,7 @@ from rebnn.tests.oracle_networks import filled
 from rebnn.weights import export_official
 
 HERE = Path(__file__).parent.parent
-SHORT = [f"--{stage}.epochs=2" for stage in ("teacher", "step1", "step2")]
+SHORT = ["--data.limit=300", *(f"--{stage}.epochs=2" for stage in ("teacher", "step1", "step2"))]
 
 
 @pytest.fixture(scope="module")

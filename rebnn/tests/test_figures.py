@@ -46,6 +46,12 @@ def test_a_run_has_two_figures(tmp_path):
         assert image.ndim == 3 and image.std() > 10  # not blank
 
 
+def test_the_student_of_a_bert_has_them_too(tmp_path):
+    run = write(tmp_path / "one", oscillation(1))
+    (run / "step2").rename(run / "student")
+    assert figures.stage_folder(run) == figures.stage_folder(run / "student") == run / "student"
+
+
 def test_several_runs_share_one_picture(tmp_path):
     runs = [write(tmp_path / name, oscillation(4, factor)) for name, factor in (("paper", 1.0), ("none", 2.0))]
     out = tmp_path / "out"
@@ -61,15 +67,15 @@ def test_the_drawn_curves_are_the_logged_numbers(tmp_path, monkeypatch):
     drawn = []
     figure_of = figures._figure
 
-    def kept(size):
-        drawn.append(figure_of(size))
+    def kept(size, **margins):
+        drawn.append(figure_of(size, **margins))
         return drawn[-1]
 
     monkeypatch.setattr(figures, "_figure", kept)
     lines = oscillation(5)
     assert figures.compare_oscillation({"a": lines, "b": oscillation(5, 3.0)}, tmp_path / "x.png")
     panels = drawn[0].axes
-    assert [axes.get_title().split(": ")[1] for axes in panels] == [LAYERS[0], LAYERS[1], LAYERS[3]]
+    assert [axes.get_title().splitlines()[1] for axes in panels] == [LAYERS[0], LAYERS[1], LAYERS[3]]
     for axes, layer in zip(panels, (0, 1, 3)):
         one, three = axes.get_lines()
         assert one.get_xdata().tolist() == [1, 2, 3, 4, 5]

@@ -4,14 +4,13 @@ The folder is that of the environment variable ORACLES, by default a subset besi
 kind, the part of its name that is listed here; one of no known kind fails, and so does an empty folder.
 """
 
-import warnings
 from pathlib import Path
 
-from common.testing import check_oracle, oracle_kind, oracles
+from common.testing import check_oracle, oracles
 
 import pytest
 
-from rebnn.tests import oracle_networks
+from rebnn.tests import oracle_detection, oracle_glue, oracle_networks, oracle_xnor
 from rebnn.tests.oracle_method import (
     check_activation,
     check_binarize,
@@ -31,7 +30,6 @@ from rebnn.tests.oracle_method import (
 CHECKS = {
     "binarize": check_binarize,
     "binarize_fixed_gamma": check_fixed_gamma,
-    "det_binarize": check_fixed_gamma,
     "activation": check_activation,
     "layer": check_layer,
     "block_rebnn": check_block_rebnn,
@@ -44,14 +42,10 @@ CHECKS = {
     "trajectory_code": check_trajectory_code,
     "trajectory_paper": check_trajectory_paper,
     **oracle_networks.CHECKS,
+    **oracle_detection.CHECKS,
+    **oracle_xnor.CHECKS,
+    **oracle_glue.CHECKS,
 }
-LATER = (
-    *("det_anchors", "det_backbone18", "det_box_coder", "det_fpn", "det_map"),
-    *("ssd_block", "ssd_l2norm", "ssd_multibox", "ssd_priors"),
-    *("bert_bibert_linear", "bert_bit_small", "bert_losses", "bert_quantizers"),
-    "xnor",
-)
-"""kinds of detection, BERT and packed inference, which are not here yet: each is reported when its file is met"""
 FILES = oracles(__file__)
 
 
@@ -61,7 +55,4 @@ def test_there_are_oracles():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_oracle(path: Path):
-    if oracle_kind(path, [*CHECKS, *LATER]) in LATER:
-        warnings.warn(f"not yet covered: {path.name}", stacklevel=1)
-        pytest.skip("not yet covered: its kind belongs to a later issue")
     check_oracle(path, CHECKS)

@@ -1,0 +1,86 @@
+"""Linear layers and embeddings with binary weights, for BERT (section 3.5): M is in_features, a channel is a row."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rebnn.method.binariser import BinaryWeight
+
+CENTRES = ("none", "row", "tensor")
+
+
+class _Centred(torch.autograd.Function):
+    """w less its mean, a projection: its transpose, which takes the gradient back, is itself."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, whole: bool) -> Tensor:
+        ctx.whole = whole
+        return weight - (weight.mean() if whole else weight.mean(1, keepdim=True))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad - (grad.mean() if ctx.whole else grad.mean(1, keepdim=True)), None
+
+
+def centred(weight: Tensor, centre: str) -> Tensor:
+    """w less the mean of its row, less the mean of the whole tensor, or as it is; [C_out, M]."""
+    return weight if centre == "none" else _Centred.apply(weight, centre == "tensor")
+
+
+class Centred(BinaryWeight):
+    """Binary weights b = sign(w - mean), the mean of the row (BiBERT), of the tensor (BiT), or 0.
+
+    γ, flips and the reconstruction loss are those of w - mean, through which the gradient passes; the scale starts
+    from mean|w| of the uncentred row. Errors: ValueError for an unknown name.
+    """
+
+    def start_binary(self, binarizer: str, alpha_init: str, centre: str = "none") -> None:
+        if centre not in CENTRES:
+            raise ValueError(f"centre {centre!r} is not one of {', '.join(CENTRES)}")
+        self.centre = centre
+        super().start_binary(binarizer, alpha_init)
+
+    def latent(self) -> Tensor:
+        return centred(self.weight, self.centre)
+
+
+class BinaryLinear(Centred, nn.Linear):
+    """Linear layer with ŵ and a real bias; what its input becomes is the caller's (or a subclass's) business."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        binarizer: str = "paper",
+        alpha_init: str = "cam",
+        centre: str = "none",
+    ):
+        super().__init__(in_features, out_features, bias)
+        self.start_binary(binarizer, alpha_init, centre)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in_features] to […, out_features]."""
+        return F.linear(x, self.binary_weight(), self.bias)
+
+
+class BinaryEmbedding(Centred, nn.Embedding):
+    """Embedding with ŵ: a scale for each row of the vocabulary."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        binarizer: str = "paper",
+        alpha_init: str = "cam",
+        centre: str = "none",
+    ):
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        self.start_binary(binarizer, alpha_init, centre)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 […] to […, embedding_dim]."""
+        return F.embedding(ids, self.binary_weight(), self.padding_idx)
