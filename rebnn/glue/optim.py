@@ -28,16 +28,22 @@ class BertAdam(torch.optim.Optimizer):
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight] = {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
-            means, squares = ([self.state[w][name] for w in weights] for name in ("mean", "square"))
-            grads = clipped([w.grad for w in weights], self.clip)
-            torch._foreach_lerp_(means, grads, 1 - BETAS[0])
-            torch._foreach_mul_(squares, BETAS[1])
-            torch._foreach_addcmul_(squares, grads, grads, 1 - BETAS[1])
-            size = torch._foreach_sqrt(squares)
-            torch._foreach_add_(size, EPSILON)
-            if group["weight_decay"]:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(weights, means, size, -group["lr"])
+            # On a CPU one after the other, so that what is in between is as large as one weight, not as all of them.
+            apart = weights[0].device.type == "cpu"
+            for some in [[weight] for weight in weights] if apart else [weights]:
+                self._move(some, group["lr"], group["weight_decay"])
+
+    def _move(self, weights: list[Tensor], lr: float, decay: float) -> None:
+        means, squares = ([self.state[w][name] for w in weights] for name in ("mean", "square"))
+        grads = clipped([w.grad for w in weights], self.clip)
+        torch._foreach_lerp_(means, grads, 1 - BETAS[0])
+        torch._foreach_mul_(squares, BETAS[1])
+        torch._foreach_addcmul_(squares, grads, grads, 1 - BETAS[1])
+        size = torch._foreach_sqrt(squares)
+        torch._foreach_add_(size, EPSILON)
+        if decay:
+            torch._foreach_mul_(weights, 1 - lr * decay)
+        torch._foreach_addcdiv_(weights, means, size, -lr)
 
 
 def clipped(grads: list[Tensor], limit: float) -> list[Tensor]:

@@ -24,28 +24,38 @@ class _Paper(torch.autograd.Function):
     """Equations 3.144, 3.151 and 3.152 (with the minus and the sum that the printed form lacks)."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, alpha: Tensor, gamma: Tensor | None) -> Tensor:
-        used = weight.sign().mul_(alpha)
-        ctx.save_for_backward(weight, used, alpha, gamma)  # the convolution keeps ŵ anyway
+    def forward(ctx, weight: Tensor, alpha: Tensor, gamma: Tensor | None, mean: Tensor | None) -> Tensor:
+        used = weight.sign() if mean is None else (weight - mean).sign_()
+        used.mul_(alpha)
+        ctx.save_for_backward(weight, used, alpha, gamma, mean)  # the convolution keeps ŵ anyway
         return used
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight, used, alpha, gamma = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, used, alpha, gamma, mean = ctx.saved_tensors
         grad_weight, grad_alpha = torch.empty_like(weight), torch.empty_like(alpha)
         # On a CPU the temporaries of a block of channels stay in the cache, which takes a third of the time.
         rows = max(1, BLOCK // weight[0].numel()) if weight.device.type == "cpu" else len(weight)
         parts = (t.split(rows) for t in (grad, weight, used, alpha, grad_weight, grad_alpha))
-        gammas = [None] * -(-len(weight) // rows) if gamma is None else gamma.split(rows)
-        for part, factor in zip(zip(*parts), gammas):
-            _paper_gradients(*part, factor)
-        return grad_weight, grad_alpha, None
+        absent = [None] * -(-len(weight) // rows)
+        optional = (absent if t is None else t.split(rows) for t in (gamma, mean))
+        for part in zip(*parts, *optional):
+            _paper_gradients(*part)
+        return grad_weight, grad_alpha, None, None
 
 
 def _paper_gradients(
-    grad: Tensor, weight: Tensor, used: Tensor, alpha: Tensor, to_weight: Tensor, to_alpha: Tensor, gamma: Tensor | None
+    grad: Tensor,
+    weight: Tensor,
+    used: Tensor,
+    alpha: Tensor,
+    to_weight: Tensor,
+    to_alpha: Tensor,
+    gamma: Tensor | None,
+    mean: Tensor | None,
 ) -> None:
-    """∂w and ∂α of some channels, written to to_weight and to_alpha."""
+    """∂w and ∂α of some channels, written to to_weight and to_alpha; mean: of each channel, where w is less it."""
+    weight = weight if mean is None else weight - mean
     signs = weight.sign()
     grad_alpha = _over_channel(grad * signs, alpha)
     # 1{|w| ≤ 1} in one pass: the kernel's interval is open, so its edges are the next numbers beyond ±1.
@@ -57,6 +67,8 @@ def _paper_gradients(
         to_weight.addcmul_(gamma, residual)
         grad_alpha = grad_alpha - gamma * _over_channel(residual.mul_(signs), alpha)
     to_alpha.copy_(grad_alpha)
+    if mean is not None:  # less its mean is a projection, which takes the gradient back by itself
+        to_weight.sub_(to_weight.mean(1, keepdim=True))
 
 
 class _Released(torch.autograd.Function):
@@ -112,13 +124,15 @@ class _BiDet(torch.autograd.Function):
         return grad * alpha + signs * (_over_channel(grad * signs, alpha) / weight[0].numel())
 
 
-def binarise(weight: Tensor, alpha: Tensor, gamma: Tensor | None = None) -> Tensor:
+def binarise(weight: Tensor, alpha: Tensor, gamma: Tensor | None = None, centred: bool = False) -> Tensor:
     """ŵ = α·sign(w), whose backward adds the gradients of the reconstruction loss with the given γ (section 2.5).
 
     weight: [C_out, …]; alpha > 0 and gamma: [C_out, 1, …]; without gamma the reconstruction loss is absent.
-    ∂w = α·G·1{|w| ≤ 1} + γ(w - ŵ), ∂α = Σ_j G b - γ Σ_j (w - ŵ) b. sign(0) = 0.
+    ∂w = α·G·1{|w| ≤ 1} + γ(w - ŵ), ∂α = Σ_j G b - γ Σ_j (w - ŵ) b. sign(0) = 0. centred: w [C_out, M] stands for
+    itself less the mean of its row, without a copy of it.
     """
-    return _Paper.apply(weight, alpha, gamma)
+    mean = weight.detach().mean(1, keepdim=True) if centred else None
+    return _Paper.apply(weight, alpha, gamma, mean)
 
 
 def binarise_released(weight: Tensor, a: Tensor, gamma: Tensor | None = None, clip: bool = False) -> Tensor:
@@ -216,7 +230,7 @@ class BinaryWeight:
     def binary_weight(self) -> Tensor:
         """ŵ, [C_out, …]."""
         if self.binarizer == "paper":
-            weight = binarise(self.latent(), self.scaling_factor.abs(), self.gamma)
+            weight = self.paper_weight()
         elif self.binarizer == "released":
             weight = binarise_released(self.latent(), self.scaling_factor.abs(), self.gamma, self.clip)
         elif self.binarizer == "reactnet":
@@ -226,6 +240,10 @@ class BinaryWeight:
         if self.watched and weight.requires_grad:
             weight.register_hook(self._note)
         return weight
+
+    def paper_weight(self) -> Tensor:
+        """ŵ with the paper's gradients."""
+        return binarise(self.latent(), self.scaling_factor.abs(), self.gamma)
 
     def _note(self, grad: Tensor) -> None:
         self.gradient = grad if self.gradient is None else self.gradient + grad

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rebnn.method.binariser import BinaryWeight
+from rebnn.method.binariser import BinaryWeight, binarise
 
 CENTRES = ("none", "row", "tensor")
 
@@ -42,6 +42,11 @@ class Centred(BinaryWeight):
 
     def latent(self) -> Tensor:
         return centred(self.weight, self.centre)
+
+    def paper_weight(self) -> Tensor:
+        if self.centre != "row":
+            return super().paper_weight()
+        return binarise(self.weight, self.scaling_factor.abs(), self.gamma, centred=True)
 
 
 class BinaryLinear(Centred, nn.Linear):

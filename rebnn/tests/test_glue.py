@@ -25,7 +25,8 @@ from rebnn.glue.layers import BinaryAttention, Form, SplitLinear, Steps
 from rebnn.glue.optim import BertAdam, groups, warm_linear
 from rebnn.glue.tasks import TASKS, Row
 from rebnn.method import Balance, balanced_gamma, reconstruction_loss
-from rebnn.method.linear import BinaryEmbedding, BinaryLinear
+from rebnn.method.binariser import binarise
+from rebnn.method.linear import BinaryEmbedding, BinaryLinear, centred
 
 PROJECT = Path(pair.__file__).parent.parent
 SIZES = BertConfig(
@@ -231,6 +232,18 @@ def test_losses_are_zero_where_student_and_teacher_agree():
     assert losses.relation_loss(heads, [[y.flip(2) for y in layer] for layer in heads]) > 0.1
     scores = losses.similarity(torch.full((1, 1, 2, 1), 20.0) * torch.tensor([1.0, -1.0])[:, None])
     assert scores.flatten().tolist() == [400.0, 0.0, 0.0, 400.0], "entries up to -100 are 0"
+
+
+@pytest.mark.parametrize("gamma", [None, 0.3])
+def test_binarising_centred_rows_without_a_copy_is_binarising_the_copy(gamma):
+    weight = torch.randn(500, 300, dtype=torch.float64, requires_grad=True)  # more than one block of rows
+    alpha = (torch.rand(500, 1, dtype=torch.float64) + 0.1).requires_grad_()
+    gamma = None if gamma is None else torch.full((500, 1), gamma, dtype=torch.float64)
+    found, expected = binarise(weight, alpha, gamma, centred=True), binarise(centred(weight, "row"), alpha, gamma)
+    assert torch.equal(found, expected)
+    direction = torch.randn_like(weight)
+    for ours, theirs in zip(*(torch.autograd.grad(one, (weight, alpha), direction) for one in (found, expected))):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_bert_adam_is_its_formula():
