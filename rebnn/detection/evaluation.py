@@ -48,7 +48,8 @@ def evaluate(network: nn.Module, scenes: Scenes, device: torch.device, precision
 def coco_metrics(scenes: Sequence[Scene], found: Sequence[Found], classes: Sequence[str]) -> dict[str, float]:
     """COCO's average precisions and recalls in %, by pycocotools; sizes that no box has are left out.
 
-    Difficult boxes are crowds to it: found or not, they do not count.
+    Difficult boxes are crowds to it: found or not, they do not count. Sizes are those of the annotated shapes, or of
+    the boxes where a set has no shapes.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -58,9 +59,9 @@ def coco_metrics(scenes: Sequence[Scene], found: Sequence[Found], classes: Seque
         "images": [{"id": i} for i in range(len(scenes))],
         "categories": [{"id": c, "name": name} for c, name in enumerate(classes)],
         "annotations": [
-            {"image_id": i, "category_id": int(label), "bbox": xywh(box), "area": area(box), "iscrowd": int(difficult)}
+            {"image_id": i, "category_id": int(label), "bbox": xywh(box), "area": float(area), "iscrowd": int(crowd)}
             for i, scene in enumerate(scenes)
-            for box, label, difficult in zip(scene.boxes, scene.labels, scene.difficult)
+            for box, label, crowd, area in zip(scene.boxes, scene.labels, scene.difficult, areas(scene))
         ],
     }
     for number, one in enumerate(truth.dataset["annotations"], start=1):
@@ -85,6 +86,6 @@ def xywh(box: np.ndarray) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def area(box: np.ndarray) -> float:
-    """Pixels of a box."""
-    return float((box[2] - box[0]) * (box[3] - box[1]))
+def areas(scene: Scene) -> np.ndarray:
+    """Pixels of each object, [N]: of its shape, or of its box."""
+    return (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1) if scene.areas is None else scene.areas

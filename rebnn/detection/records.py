@@ -10,6 +10,7 @@ class Scene(NamedTuple):
     """An image and its boxes: corners in pixels, float32 [N, 4]; labels int64 [N] from 0; difficult bool [N].
 
     Difficult boxes (VOC's, and COCO's crowds) are not trained on, and neither right nor wrong when they are found.
+    areas: pixels of the shapes [N], by which COCO calls objects small, medium or large; None where only boxes are known.
     """
 
     name: str
@@ -17,6 +18,7 @@ class Scene(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
+    areas: np.ndarray | None = None
 
 
 class Found(NamedTuple):

@@ -53,7 +53,8 @@ def checked(scene: Scene, size: tuple[int, int], classes: int, degenerate: str, 
     counts["dropped"] += int(empty.sum())
     kept = ~empty
     counts["boxes"] += int(kept.sum())
-    return scene._replace(boxes=boxes[kept], labels=scene.labels[kept], difficult=scene.difficult[kept])
+    areas = None if scene.areas is None else scene.areas[kept]
+    return scene._replace(boxes=boxes[kept], labels=scene.labels[kept], difficult=scene.difficult[kept], areas=areas)
 
 
 def read_voc(root: Path, part: str, check: Callable[[Scene, tuple[int, int]], Scene], limit: int) -> list[Scene]:
@@ -123,8 +124,9 @@ def read_coco(
             boxes[:, 2:] += boxes[:, :2]
             labels = np.array([label[one["category_id"]] for one in own[image["id"]]], np.int64)
             crowd = np.array([bool(one.get("iscrowd", 0)) for one in own[image["id"]]], bool)
+            areas = np.array([one.get("area", one["bbox"][2] * one["bbox"][3]) for one in own[image["id"]]], np.float64)
             path = root / "images" / images / image["file_name"]
-            scene = Scene(f"{annotations}.json, image {image['id']}", path, boxes, labels, crowd)
+            scene = Scene(f"{annotations}.json, image {image['id']}", path, boxes, labels, crowd, areas)
             scenes.append(check(scene, (image["height"], image["width"])))
     return scenes, classes
 

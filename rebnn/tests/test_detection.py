@@ -362,6 +362,8 @@ def test_difficult_boxes_are_neither_right_nor_wrong():
     scored = coco_metrics(scenes, shifted, ["a"])
     assert scored["ap"] == pytest.approx(50, abs=0.1) and scored["ap50"] == pytest.approx(100)
     assert "ap_large" not in scored and scored["ap_small"] == scored["ap"]
+    shaped = [scenes[0]._replace(areas=np.array([97.0**2, 1]))]  # COCO's sizes are those of shapes
+    assert "ap_small" not in coco_metrics(shaped, shifted, ["a"]) and "ap_large" in coco_metrics(shaped, shifted, ["a"])
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
@@ -450,6 +452,7 @@ def test_an_image_without_boxes_is_background_and_counted(tmp_path):
 def test_coco_is_read_with_labels_in_the_order_of_ids(tmp_path):
     train, test = loaded("coco", coco_folder(tmp_path, [(1, (0, 0, 10, 20), 0), (88, (5, 5, 9, 9), 1)]))
     assert train.scenes[0].boxes.tolist() == [[0, 0, 10, 20], [5, 5, 14, 14]]
+    assert train.scenes[0].areas.tolist() == [1, 1]  # what the file says, not what the boxes measure
     assert train.scenes[0].labels.tolist() == [0, 79] and train.scenes[0].difficult.tolist() == [False, True]
     assert len(train) == 8 and len(test) == 4 and train.scenes[-1].image.parent.name == "val2014"
 
