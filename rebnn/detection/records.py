@@ -10,7 +10,7 @@ class Scene(NamedTuple):
     """An image and its boxes: corners in pixels, float32 [N, 4]; labels int64 [N] from 0; difficult bool [N].
 
     Difficult boxes (VOC's, and COCO's crowds) are not trained on, and neither right nor wrong when they are found.
-    areas: pixels of the shapes [N], by which COCO calls objects small, medium or large; None where only boxes are known.
+    areas: pixels of the shapes [N], by which COCO calls objects small, medium, large; None where only boxes are known.
     """
 
     name: str
