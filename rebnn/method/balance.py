@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rebnn.method.binariser import GAMMA_HIGH, BinaryWeight, changed_proportion, largest, reconstruction_loss
+from rebnn.method.binariser import (
+    GAMMA_HIGH,
+    BinaryWeight,
+    block_rows,
+    changed_proportion,
+    largest,
+    reconstruction_loss,
+)
 
 RULES = ("paper", "released", "released_intended", "constant", "max", "none")
 GATHER = 0x0102040810204080  # moves the lowest bits of a word's eight bytes into its highest, the last in memory
@@ -38,11 +45,15 @@ def popcount(packed: Tensor) -> Tensor:
     return nibbles + (nibbles >> 4) & 0x0F
 
 
-def packed_signs(weight: Tensor) -> Tensor:
-    """Which weights are negative and which exactly 0: uint8 [2, C_out, ⌈M / 8⌉]."""
-    weight = weight.detach()
+def packed_signs(weight: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Which weights are negative and which exactly 0: uint8 [2, C_out, ⌈M / 8⌉]; mean: [C_out, 1], taken off first."""
+    rows = block_rows(weight)
+    blocks = weight.detach().split(rows)
+    if mean is not None:
+        blocks = (block - part for block, part in zip(blocks, mean.split(rows)))
     # Compared before they are flattened: in channels last that copies bytes, not floats.
-    return torch.stack([pack((weight < 0).flatten(1)), pack((weight == 0).flatten(1))])
+    signs = [torch.stack([pack((block < 0).flatten(1)), pack((block == 0).flatten(1))]) for block in blocks]
+    return torch.cat(signs, 1)
 
 
 def flip_fraction(before: Tensor, after: Tensor) -> Tensor:
@@ -104,7 +115,7 @@ class Balance:
         self.gamma_sum = torch.zeros(channels, dtype=torch.float64, device=self.gamma.device)
         self.iterations = self.pairs = 0  # of this epoch; pairs of successive iterations
         self.started = False  # whether an iteration lies behind
-        self.signs = {name: packed_signs(layer.latent()) for name, layer in self.layers.items()}
+        self.signs = {name: packed_signs(layer.weight, layer.mean()) for name, layer in self.layers.items()}
         self.epoch_signs = {name: signs[0].clone() for name, signs in self.signs.items()}
         self.flipped = {name: torch.zeros_like(signs[0]) for name, signs in self.signs.items()}
         fixed = {"constant": value, "released": GAMMA_HIGH}.get(rule)
@@ -127,7 +138,7 @@ class Balance:
         loss was multiplied by. The gradients of the step must still be there.
         """
         for (name, layer), (_, part) in zip(self.layers.items(), self.places()):
-            signs = packed_signs(layer.latent())
+            signs = packed_signs(layer.weight, layer.mean())
             flipped = signs[0] ^ self.signs[name][0]  # with 0 as +1 (section 2.10)
             self.counts[0, part] += popcount(flipped).sum(1)
             self.counts[1, part] += popcount(flipped & self.flipped[name]).sum(1)

@@ -20,6 +20,11 @@ ALPHA_INITS = ("cam", "randn")
 BLOCK = 1 << 16  # weights whose temporaries stay in a core's cache
 
 
+def block_rows(weight: Tensor) -> int:
+    """How many channels of a weight are worked on at once: all, or on a CPU those whose temporaries fit its cache."""
+    return max(1, BLOCK // weight[0].numel()) if weight.device.type == "cpu" else len(weight)
+
+
 class _Paper(torch.autograd.Function):
     """Equations 3.144, 3.151 and 3.152 (with the minus and the sum that the printed form lacks)."""
 
@@ -34,8 +39,8 @@ class _Paper(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, used, alpha, gamma, mean = ctx.saved_tensors
         grad_weight, grad_alpha = torch.empty_like(weight), torch.empty_like(alpha)
-        # On a CPU the temporaries of a block of channels stay in the cache, which takes a third of the time.
-        rows = max(1, BLOCK // weight[0].numel()) if weight.device.type == "cpu" else len(weight)
+        # On a CPU this takes a third of the time that the whole weight at once does.
+        rows = block_rows(weight)
         parts = (t.split(rows) for t in (grad, weight, used, alpha, grad_weight, grad_alpha))
         absent = [None] * -(-len(weight) // rows)
         optional = (absent if t is None else t.split(rows) for t in (gamma, mean))
@@ -222,6 +227,10 @@ class BinaryWeight:
     def latent(self) -> Tensor:
         """The real weights whose signs are used, [C_out, …]."""
         return self.weight
+
+    def mean(self) -> Tensor | None:
+        """What the latent weights are less than `weight`, [C_out, 1], or None; without gradient."""
+        return None
 
     def alpha(self) -> Tensor:
         """The scale α ≥ 0 that the weights are used with, [C_out, 1, …]."""

@@ -43,6 +43,11 @@ class Centred(BinaryWeight):
     def latent(self) -> Tensor:
         return centred(self.weight, self.centre)
 
+    def mean(self) -> Tensor | None:
+        weight = self.weight.detach()
+        means = {"row": lambda: weight.mean(1, keepdim=True), "tensor": lambda: weight.mean().expand(len(weight), 1)}
+        return means[self.centre]() if self.centre in means else None
+
     def paper_weight(self) -> Tensor:
         if self.centre != "row":
             return super().paper_weight()
