@@ -129,14 +129,13 @@ class _BiDet(torch.autograd.Function):
         return grad * alpha + signs * (_over_channel(grad * signs, alpha) / weight[0].numel())
 
 
-def binarise(weight: Tensor, alpha: Tensor, gamma: Tensor | None = None, centred: bool = False) -> Tensor:
+def binarise(weight: Tensor, alpha: Tensor, gamma: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
     """ŵ = α·sign(w), whose backward adds the gradients of the reconstruction loss with the given γ (section 2.5).
 
     weight: [C_out, …]; alpha > 0 and gamma: [C_out, 1, …]; without gamma the reconstruction loss is absent.
-    ∂w = α·G·1{|w| ≤ 1} + γ(w - ŵ), ∂α = Σ_j G b - γ Σ_j (w - ŵ) b. sign(0) = 0. centred: w [C_out, M] stands for
-    itself less the mean of its row, without a copy of it.
+    ∂w = α·G·1{|w| ≤ 1} + γ(w - ŵ), ∂α = Σ_j G b - γ Σ_j (w - ŵ) b. sign(0) = 0. mean: those of the rows of
+    w [C_out, M], which then stands for itself less them, without a copy of it.
     """
-    mean = weight.detach().mean(1, keepdim=True) if centred else None
     return _Paper.apply(weight, alpha, gamma, mean)
 
 

@@ -9,22 +9,29 @@ from rebnn.method.binariser import BinaryWeight, binarise
 CENTRES = ("none", "row", "tensor")
 
 
+def mean_of(weight: Tensor, centre: str) -> Tensor | None:
+    """The mean of each row or, the same for all rows, of the whole tensor: [C_out, 1]; None for `none`."""
+    if centre == "row":
+        return weight.mean(1, keepdim=True)
+    return weight.mean().expand(len(weight), 1) if centre == "tensor" else None
+
+
 class _Centred(torch.autograd.Function):
     """w less its mean, a projection: its transpose, which takes the gradient back, is itself."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, whole: bool) -> Tensor:
-        ctx.whole = whole
-        return weight - (weight.mean() if whole else weight.mean(1, keepdim=True))
+    def forward(ctx, weight: Tensor, centre: str) -> Tensor:
+        ctx.centre = centre
+        return weight - mean_of(weight, centre)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad - (grad.mean() if ctx.whole else grad.mean(1, keepdim=True)), None
+        return grad - mean_of(grad, ctx.centre), None
 
 
 def centred(weight: Tensor, centre: str) -> Tensor:
     """w less the mean of its row, less the mean of the whole tensor, or as it is; [C_out, M]."""
-    return weight if centre == "none" else _Centred.apply(weight, centre == "tensor")
+    return weight if centre == "none" else _Centred.apply(weight, centre)
 
 
 class Centred(BinaryWeight):
@@ -44,14 +51,12 @@ class Centred(BinaryWeight):
         return centred(self.weight, self.centre)
 
     def mean(self) -> Tensor | None:
-        weight = self.weight.detach()
-        means = {"row": lambda: weight.mean(1, keepdim=True), "tensor": lambda: weight.mean().expand(len(weight), 1)}
-        return means[self.centre]() if self.centre in means else None
+        return mean_of(self.weight.detach(), self.centre)
 
     def paper_weight(self) -> Tensor:
         if self.centre != "row":
             return super().paper_weight()
-        return binarise(self.weight, self.scaling_factor.abs(), self.gamma, centred=True)
+        return binarise(self.weight, self.scaling_factor.abs(), self.gamma, self.mean())
 
 
 class BinaryLinear(Centred, nn.Linear):
