@@ -1,9 +1,11 @@
 """BertAdam: Adam without bias correction, with decoupled decay and a limit on each parameter's gradient (section 4)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from rebnn.method.binariser import BLOCK
 
 BETAS, EPSILON = (0.9, 0.999), 1e-6
 
@@ -28,31 +30,42 @@ class BertAdam(torch.optim.Optimizer):
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight] = {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
-            # On a CPU one after the other, so that what is in between is as large as one weight, not as all of them.
-            apart = weights[0].device.type == "cpu"
-            for some in [[weight] for weight in weights] if apart else [weights]:
-                self._move(some, group["lr"], group["weight_decay"])
-
-    def _move(self, weights: list[Tensor], lr: float, decay: float) -> None:
-        means, squares = ([self.state[w][name] for w in weights] for name in ("mean", "square"))
-        grads = clipped([w.grad for w in weights], self.clip)
-        torch._foreach_lerp_(means, grads, 1 - BETAS[0])
-        torch._foreach_mul_(squares, BETAS[1])
-        torch._foreach_addcmul_(squares, grads, grads, 1 - BETAS[1])
-        size = torch._foreach_sqrt(squares)
-        torch._foreach_add_(size, EPSILON)
-        if decay:
-            torch._foreach_mul_(weights, 1 - lr * decay)
-        torch._foreach_addcdiv_(weights, means, size, -lr)
+            grads = [w.grad for w in weights]
+            means, squares = ([self.state[w][name] for w in weights] for name in ("mean", "square"))
+            parts = [weights, grads, means, squares, limits(grads, self.clip)]
+            if weights[0].device.type == "cpu":  # part by part, so that what is in between stays in a core's cache
+                for part in in_blocks(*parts):
+                    _move(*([tensor] for tensor in part), group["lr"], group["weight_decay"])
+            else:
+                _move(*parts, group["lr"], group["weight_decay"])
 
 
-def clipped(grads: list[Tensor], limit: float) -> list[Tensor]:
-    """Each gradient with at most the norm `limit` (0: as it is); no gradient is changed in place."""
+def _move(weights: list, grads: list, means: list, squares: list, factors: list, lr: float, decay: float) -> None:
+    """The equations of BertAdam for tensors that belong together, with gradients times their factors."""
+    grads = torch._foreach_mul(grads, factors)
+    torch._foreach_lerp_(means, grads, 1 - BETAS[0])
+    torch._foreach_mul_(squares, BETAS[1])
+    torch._foreach_addcmul_(squares, grads, grads, 1 - BETAS[1])
+    size = torch._foreach_sqrt(squares)
+    torch._foreach_add_(size, EPSILON)
+    if decay:
+        torch._foreach_mul_(weights, 1 - lr * decay)
+    torch._foreach_addcdiv_(weights, means, size, -lr)
+
+
+def limits(grads: list[Tensor], limit: float) -> list[Tensor]:
+    """The factor, a scalar, that gives each gradient at most the norm `limit` (0: 1)."""
     if not limit:
-        return grads
-    norms = torch._foreach_norm(grads)
-    factors = [(limit / (norm + 1e-6)).clamp(max=1) for norm in norms]
-    return torch._foreach_mul(grads, factors)
+        return [grad.new_ones(()) for grad in grads]
+    return [(limit / (norm + 1e-6)).clamp(max=1) for norm in torch._foreach_norm(grads)]
+
+
+def in_blocks(*lists: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Walk through lists of tensors of equal sizes, or scalars, and give views of BLOCK numbers of each."""
+    for tensors in zip(*lists):
+        number = -(-tensors[0].numel() // BLOCK)
+        views = ([t] * number if t.ndim == 0 else t.view(-1).split(BLOCK) for t in tensors)
+        yield from zip(*views)
 
 
 def warm_linear(step: int, total: int, warmup: float) -> float:

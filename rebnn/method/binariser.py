@@ -17,7 +17,7 @@ GAMMA_LOW, GAMMA_HIGH = 1e-5, 2e-4  # the bounds of the released code's clamp
 BINARIZERS = ("paper", "released", "reactnet", "bidet")
 WITHOUT_SCALE = ("reactnet", "bidet")  # those whose scale is mean|w| and no parameter
 ALPHA_INITS = ("cam", "randn")
-BLOCK = 1 << 16  # weights whose temporaries stay in a core's cache
+BLOCK = 1 << 17  # weights whose temporaries stay in a core's cache
 
 
 def block_rows(weight: Tensor) -> int:
@@ -61,17 +61,15 @@ def _paper_gradients(
 ) -> None:
     """∂w and ∂α of some channels, written to to_weight and to_alpha; mean: of each channel, where w is less it."""
     weight = weight if mean is None else weight - mean
-    signs = weight.sign()
-    grad_alpha = _over_channel(grad * signs, alpha)
     # 1{|w| ≤ 1} in one pass: the kernel's interval is open, so its edges are the next numbers beyond ±1.
     edge = 1 + torch.finfo(weight.dtype).eps
     torch.ops.aten.hardtanh_backward.grad_input(grad, weight, -edge, edge, grad_input=to_weight)
     to_weight.mul_(alpha)
     if gamma is not None:
-        residual = weight - used
-        to_weight.addcmul_(gamma, residual)
-        grad_alpha = grad_alpha - gamma * _over_channel(residual.mul_(signs), alpha)
-    to_alpha.copy_(grad_alpha)
+        residual = (weight - used).mul_(gamma)
+        to_weight.add_(residual)
+        grad = torch.sub(grad, residual, out=residual)
+    to_alpha.copy_(_over_channel(grad * weight.sign(), alpha))  # Σ (G - γ(w - ŵ)) b
     if mean is not None:  # less its mean is a projection, which takes the gradient back by itself
         to_weight.sub_(to_weight.mean(1, keepdim=True))
 
@@ -165,7 +163,8 @@ def cam(weight: Tensor) -> Tensor:
 
 def largest(grad: Tensor) -> Tensor:
     """max_j |G_ij| of each output channel, [C_out]."""
-    return grad.abs().flatten(1).amax(1)
+    within = _within(grad)
+    return torch.maximum(grad.amax(within), -grad.amin(within))  # a fifth of the time of |G|, which is a tensor
 
 
 def reconstruction_loss(weight: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
