@@ -287,9 +287,13 @@ def stages_to_run(command: config.Command, project: str, stages: tuple[str, ...]
 
 
 def entry(main: Callable[[list[str]], object]) -> None:
-    """Run a command line: 2 for bad input, 143/130 after a signal, 1 for anything that should not happen."""
+    """Run a command line: 2 for bad input, 143/130 after a signal, 1 for anything that should not happen.
+
+    141, as the shell has it, when the reader of the output has left, which `head` does.
+    """
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
         code = 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -300,6 +304,9 @@ def entry(main: Callable[[list[str]], object]) -> None:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in Python's buffer
+        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 130
     finally:

@@ -525,6 +525,20 @@ def test_a_fault_of_ours_keeps_its_traceback():
         entry(lambda argv: 1 / 0)
 
 
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "in between"])
+def test_a_reader_that_leaves_early_is_no_fault(lines):
+    script = f"from common.run import entry\nentry(lambda argv: [print('a line') for _ in range({lines})])\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", f"input()\n{script}"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (141, b"")
+
+
 def started(loop_file, tmp_path, hook):
     """The loop in a process of its own, at the moment at which its hook has printed a line."""
     script = (
