@@ -63,9 +63,22 @@ def load(path: str | Path) -> dict:
         ) from None
 
 
-def load_own(path: str | Path, project: str, stage: str | None = None) -> dict:
-    """A checkpoint that this repository wrote for this project (and stage, if given). Errors: CheckpointError."""
-    content = load(path)
+def load_own(path: str | Path, project: str, stage: str | None = None, hint: str = "") -> dict:
+    """A checkpoint that this repository wrote for this project (and stage, if given).
+
+    hint: the end of every error, for commands that take files of others too. Errors: CheckpointError.
+    """
+    try:
+        content = load(path)
+        _check_own(content, path, project, stage)
+    except CheckpointError as error:
+        if not hint:
+            raise
+        raise CheckpointError(f"{error}; {hint}") from None
+    return content
+
+
+def _check_own(content: object, path: str | Path, project: str, stage: str | None) -> None:
     if not isinstance(content, dict) or "format" not in content or "project" not in content:
         raise CheckpointError(f"{path}: was not written by this repository's train.py")
     if content["format"] != FORMAT:
@@ -74,7 +87,6 @@ def load_own(path: str | Path, project: str, stage: str | None = None) -> dict:
         raise CheckpointError(f"{path}: belongs to {content['project']}, not to {project}")
     if stage is not None and content["stage"] != stage:
         raise CheckpointError(f"{path}: is of stage {content['stage']}, not of stage {stage}")
-    return content
 
 
 def remove_stray(folder: Path) -> None:

@@ -29,6 +29,17 @@ def python(project: Path, words: list[str], **environment: str) -> subprocess.Co
     return subprocess.run([sys.executable, *words], cwd=project, env=variables, capture_output=True, text=True)
 
 
+def options(defaults: dict, **overrides) -> list[str]:
+    """Words of the command line for options and what replaces them; in a keyword a dot is a double underscore."""
+    values = defaults | {key.replace("__", "."): value for key, value in overrides.items()}
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def arguments(config: Path, defaults: dict, out: Path, **overrides) -> list[str]:
+    """Words for a run of a config into a folder, with options as `options` takes them."""
+    return ["--config", str(config), "--out", str(out), *options(defaults, **overrides)]
+
+
 def signalled(project: Path, words: list[str], number: int, step: int) -> subprocess.CompletedProcess:
     """Run the project's train.py in a process that sends itself a signal where it first watches a step's loss."""
     script = f"""

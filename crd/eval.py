@@ -9,7 +9,6 @@ best.pt is chosen on the test set. Every number says of how many images it is (`
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from common.gan.apply import ROLES, costs, experiment, gallery, latencies, load_
 from common.gan.evaluation import features, generated, save_statistics
 from common.gan.judge import Judge, pairs
 from common.images import write_image
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import torch
@@ -75,10 +75,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "role": role, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<36} {value:>18,.5f}" if isinstance(value, float) else f"{name:<36} {value:>18,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 

@@ -10,7 +10,6 @@ best.pt is chosen on the test set. The last command adds Cityscapes' mIoU. Every
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from common.gan.apply import ROLES, costs, experiment, gallery, latencies, load_
 from common.gan.evaluation import features, generated, save_statistics
 from common.gan.judge import Judge, pairs
 from common.gan.teachers import TEACHERS
+from common.report import print_metrics, write_metrics
 from common.run import entry
 from common.weights import fit_weights, read_weights
 
@@ -81,10 +81,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "role": role, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<36} {value:>18,.5f}" if isinstance(value, float) else f"{name:<36} {value:>18,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 

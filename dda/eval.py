@@ -9,12 +9,11 @@ gain_db is what the network adds to the moiré image after its best global gain 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import checkpoint, config, distributed
 from common.environment import environment
-from common.errors import CheckpointError
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 from dda import data, models
@@ -57,10 +56,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] |= {"data": conf.data.name, "routing": conf.routing.kind, "rounding": conf.rounding}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta" and "/" not in name:
-            print(f"{name:<20} {value:>16,.4f}" if isinstance(value, float) else f"{name:<20} {value:>16,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics, hidden=[name for name in metrics if "/" in name])
     return metrics
 
 
@@ -73,10 +70,7 @@ def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, dict]:
     """The config, and the content of a checkpoint of ours ({} for released weights)."""
     if given.config:
         return config.load(Config, given.config), {}
-    try:
-        own = checkpoint.load_own(path, "dda")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; released weights need --config as well") from None
+    own = checkpoint.load_own(path, "dda", hint="released weights need --config as well")
     return config.from_dict(Config, own["config"]), own
 
 

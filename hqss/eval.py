@@ -9,12 +9,12 @@ synthetic crops, removal's metrics include those of the pseudo shadows that it l
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
 from common.environment import environment
 from common.errors import InputError
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 from hqss import data, evaluation, models
@@ -64,10 +64,8 @@ def main(argv: list[str]) -> dict:
     }
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<28} {value:>14,.4f}" if isinstance(value, float) else f"{name:<28} {value:>14,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 

@@ -7,13 +7,12 @@ The number to report is that of the last epoch (last.pt); best.pt is chosen on t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
 from common.environment import environment
-from common.errors import CheckpointError
 from common.labelled import place
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import torch
@@ -50,10 +49,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "network": network.name, "role": role, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<24} {value:>16,.4f}" if isinstance(value, float) else f"{name:<24} {value:>16,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 
@@ -61,10 +58,7 @@ def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, str, dict
     """The config, the role of the network, and the content of a checkpoint of ours ({} for an official one)."""
     if given.config:
         return config.load(Config, given.config), given.role, {}
-    try:
-        own = checkpoint.load_own(path, "kcd")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; an official checkpoint needs --config and --role as well") from None
+    own = checkpoint.load_own(path, "kcd", hint="an official checkpoint needs --config and --role as well")
     return config.from_dict(Config, own["config"]), "teacher" if own["stage"] == "teacher" else "student", own
 
 

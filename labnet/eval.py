@@ -11,14 +11,13 @@ black outside the region, over all pixels.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
 from common.environment import environment
-from common.errors import CheckpointError
 from common.images import write_image
+from common.report import write_metrics
 from common.run import entry
 from common.shadow import metrics as region
 from common.shadow.relight import relit
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> dict:
     found["_meta"] = {"checkpoint": path.name, "data": conf.data.name, "pictures": len(test), "mac_size": side}
     found["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_metrics(out, found)
     print_table(found, conf)
     return found
 
@@ -74,10 +73,7 @@ def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, dict]:
         return config.load(Config, given.config), {}
     if path.suffix == ".safetensors" and path.is_file() and (stored := models.stored_config(path)):
         return config.from_dict(Config, stored), {}
-    try:
-        own = checkpoint.load_own(path, "labnet")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; a file of weights needs --config as well") from None
+    own = checkpoint.load_own(path, "labnet", hint="a file of weights needs --config as well")
     return config.from_dict(Config, own["config"]), own
 
 

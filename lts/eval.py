@@ -7,13 +7,13 @@ The paper's code reports the best epoch (best.pt), which it chooses on the test 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
 from common.environment import environment
 from common.errors import CheckpointError, InputError
 from common.labelled import place
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import torch
@@ -65,10 +65,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] |= {"per_layer": own["state"]["account"]["per_layer"]} if "account" in own.get("state", {}) else {}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<24} {value:>16,.4f}" if isinstance(value, float) else f"{name:<24} {value:>16,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 
@@ -76,10 +74,7 @@ def experiment(given: argparse.Namespace, path: Path) -> tuple[Config, str, dict
     """The config, the stage, and the content of a checkpoint of ours ({} for an official one)."""
     if given.config:
         return config.load(Config, given.config), given.stage, {}
-    try:
-        own = checkpoint.load_own(path, "lts")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; an official checkpoint needs --config as well") from None
+    own = checkpoint.load_own(path, "lts", hint="an official checkpoint needs --config as well")
     return config.from_dict(Config, own["config"]), own["stage"], own
 
 

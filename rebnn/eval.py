@@ -8,13 +8,12 @@ and for information only.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import checkpoint, config, distributed
 from common.environment import environment
-from common.errors import CheckpointError
 from common.labelled import place
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import torch
@@ -53,10 +52,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "network": network.architecture, "role": role, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<24} {value:>16,.6g}" if isinstance(value, float) else f"{name:<24} {value:>16,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 
@@ -68,10 +65,7 @@ def experiment(given: argparse.Namespace, path: Path, kind: type = Config, famil
     if given.config:
         families.require(families.family_of_file(given.config), family, "eval", given.config)
         return config.load(kind, given.config), given.role, {}
-    try:
-        own = checkpoint.load_own(path, "rebnn")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; an official checkpoint needs --config and --role as well") from None
+    own = checkpoint.load_own(path, "rebnn", hint="an official checkpoint needs --config and --role as well")
     families.require(families.family_of(own["config"]), family, "eval", path)
     return config.from_dict(kind, own["config"]), own["stage"], own
 

@@ -7,11 +7,11 @@ The number to report is that of the last epoch (last.pt); best_map is chosen on 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import config, distributed
 from common.environment import environment
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 from torch import nn
@@ -65,11 +65,9 @@ def main(argv: list[str]) -> dict:
     if not distributed.is_main():
         return metrics
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_metrics(out, metrics)
     draw_sheet(out.with_name(f"{out.stem}.png"), scenes, found)
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<24} {value:>16,.6g}" if isinstance(value, float) else f"{name:<24} {value:>16,}")
+    print_metrics(metrics)
     return metrics
 
 

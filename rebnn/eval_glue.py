@@ -8,12 +8,12 @@ The releases report the best score of any evaluation on the development set (bes
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import config, distributed
 from common.environment import environment
 from common.errors import CheckpointError, InputError
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 from rebnn.eval import experiment, oscillation
@@ -43,10 +43,8 @@ def main(argv: list[str]) -> dict:
         metrics = measure(conf, role, own, path)
         scores |= {f"{conf.data.name} {name}": metrics[name] for name in metrics if name.startswith("score")}
         beside = (path if path.is_dir() else path.parent) / "metrics.json"
-        (Path(given.out) if given.out else beside).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-        for name, value in metrics.items():
-            if name != "_meta":
-                print(f"{name:<26} {value:>16,.6g}" if isinstance(value, float) else f"{name:<26} {value:>16,}")
+        write_metrics(Path(given.out) if given.out else beside, metrics)
+        print_metrics(metrics)
     if len(given.checkpoint) > 1:
         print(f"average of {', '.join(scores)}: {sum(scores.values()) / len(scores):.2f}")
     return metrics

@@ -7,13 +7,13 @@ The number to report is that of the last epoch (last.pt); best.pt is chosen on t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import checkpoint, cost, distributed
 from common.environment import environment
 from common.errors import InputError
 from common.labelled import place
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import torch
@@ -56,10 +56,8 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "network": conf.model.name, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<24} {value:>16,.4f}" if isinstance(value, float) else f"{name:<24} {value:>16,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
 
 

@@ -33,10 +33,8 @@ def restore(given: argparse.Namespace, overrides: list[str]) -> tuple[Config, nn
     if given.config:
         conf = config.load(Config, given.config)
     else:
-        try:
-            conf = config.from_dict(Config, checkpoint.load_own(path, "smmix")["config"])
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; an official checkpoint needs --config as well") from None
+        own = checkpoint.load_own(path, "smmix", hint="an official checkpoint needs --config as well")
+        conf = config.from_dict(Config, own["config"])
     conf = config.override(conf, overrides)
     if given.weights == "ema":
         weights = checkpoint.load_own(path, "smmix")["state"].get("ema")

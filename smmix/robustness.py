@@ -10,7 +10,6 @@ are taken as they are, 224 pixels. Each writes PROTOCOL/metrics.json beside the 
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from common.errors import InputError
 from common.imagesets import FolderSet, normalise
 from common.labelled import test_batches
 from common.metrics import Accuracy
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import numpy as np
@@ -86,10 +86,8 @@ def report(metrics: dict, given: argparse.Namespace, protocol: str, conf: Config
     out = Path(given.out) if given.out else path.parent / protocol / "metrics.json"
     if distributed.is_main():
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-        for name, value in metrics.items():
-            if name != "_meta":
-                print(f"{name:<36} {value:>12,.4f}" if isinstance(value, float) else f"{name:<36} {value:>12,}")
+        write_metrics(out, metrics)
+        print_metrics(metrics)
     return metrics
 
 

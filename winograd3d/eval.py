@@ -10,7 +10,6 @@ on one thread; the number to report is that of last.pt, best.pt is chosen on the
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from common import checkpoint, config, cost, distributed
 from common.environment import environment
-from common.errors import CheckpointError
+from common.report import print_metrics, write_metrics
 from common.run import entry
 
 import torch
@@ -47,7 +46,8 @@ def main(argv: list[str]) -> dict:
     given, overrides = parser.parse_known_args(argv)
     path = Path(given.checkpoint)
 
-    own = {} if given.config else own_checkpoint(path)
+    hint = "weights of a dense network need --config as well"
+    own = {} if given.config else checkpoint.load_own(path, "winograd3d", hint=hint)
     conf = config.load(Config, given.config) if given.config else config.from_dict(Config, own["config"])
     conf = config.override(conf, overrides)
     _, test = data.load(conf.data, conf.seed)
@@ -73,19 +73,9 @@ def main(argv: list[str]) -> dict:
     metrics["_meta"] = {"checkpoint": path.name, "network": conf.model.name, "data": conf.data.name}
     metrics["_meta"]["environment"] = environment(conf, own.get("data", {}))
     out = Path(given.out) if given.out else path.with_name("metrics.json")
-    out.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    for name, value in metrics.items():
-        if name != "_meta":
-            print(f"{name:<24} {value:>18,.6g}" if isinstance(value, float) else f"{name:<24} {value:>18,}")
+    write_metrics(out, metrics)
+    print_metrics(metrics)
     return metrics
-
-
-def own_checkpoint(path: Path) -> dict:
-    """A checkpoint of train.py. Errors: CheckpointError that tells how to give other weights."""
-    try:
-        return checkpoint.load_own(path, "winograd3d")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; weights of a dense network need --config as well") from None
 
 
 def load(conf: Config, own: dict, path: Path, classes: int) -> nn.Module:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from common import checkpoint, config, distributed
-from common.errors import CheckpointError, InputError
+from common.errors import InputError
 from common.gan.complexity import complexity
 from common.gan.data import TwoDomains, listing
 from common.gan.evaluation import generated
@@ -45,10 +45,7 @@ def experiment(
     """
     if config_path:
         return config.load(config_class, config_path), {}
-    try:
-        own = checkpoint.load_own(path, project)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; a released generator needs --config as well") from None
+    own = checkpoint.load_own(path, project, hint="a released generator needs --config as well")
     return config.from_dict(config_class, own["config"]), own
 
 

@@ -312,6 +312,15 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, words):
         assert checkpoint.load_own(path, "kcd")["stage"] == "teacher"
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["missing", "foreign"])
+def test_a_hint_ends_every_error(tmp_path, written):
+    path = tmp_path / "w.pt"
+    if written:
+        torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="; give --config as well$"):
+        checkpoint.load_own(path, "kcd", hint="give --config as well")
+
+
 @pytest.mark.parametrize("foreign", [{"state_dict": {}}, [1, 2], torch.zeros(3), None, {"format": 1}])
 def test_a_foreign_file_is_refused(tmp_path, foreign):
     torch.save(foreign, tmp_path / "w.pt")

@@ -53,12 +53,11 @@ SETS = {"row", "column", "patch"}
 
 
 def options(model: str = "pix2pix", **overrides) -> list[str]:
-    values = TINY | MODELS[model] | {key.replace("__", "."): value for key, value in overrides.items()}
-    return [f"--{key}={value}" for key, value in values.items()]
+    return testing.options(TINY | MODELS[model], **overrides)
 
 
 def arguments(out: Path, model: str = "pix2pix", **overrides) -> list[str]:
-    return ["--config", str(PROJECT / "cfg.yaml"), "--out", str(out), *options(model, **overrides)]
+    return testing.arguments(PROJECT / "cfg.yaml", TINY | MODELS[model], out, **overrides)
 
 
 def experiment(model: str, **overrides) -> Config:

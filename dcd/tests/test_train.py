@@ -50,9 +50,7 @@ MODELS = {"pix2pix": {}, "cyclegan": CYCLE}
 
 
 def arguments(out: Path, model: str = "pix2pix", **overrides) -> list[str]:
-    options = TINY | MODELS[model] | {key.replace("__", "."): value for key, value in overrides.items()}
-    words = [f"--{key}={value}" for key, value in options.items()]
-    return ["--config", str(PROJECT / "cfg.yaml"), "--out", str(out), *words]
+    return testing.arguments(PROJECT / "cfg.yaml", TINY | MODELS[model], out, **overrides)
 
 
 command = partial(testing.python, PROJECT)

@@ -37,10 +37,7 @@ TINY = {
 }
 
 
-def arguments(out: Path, **overrides) -> list[str]:
-    options = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
-    words = [f"--{key}={value}" for key, value in options.items()]
-    return ["--config", str(PROJECT / "cfg.yaml"), "--out", str(out), *words]
+arguments = partial(testing.arguments, PROJECT / "cfg.yaml", TINY)
 
 
 command = partial(testing.python, PROJECT)

@@ -46,9 +46,7 @@ SMALL = {
 }
 
 
-def arguments(out: Path, **overrides) -> list[str]:
-    options = SMALL | {key.replace("__", "."): value for key, value in overrides.items()}
-    return ["--config", EMBEDDED, "--out", str(out), *(f"--{key}={value}" for key, value in options.items())]
+arguments = partial(testing.arguments, EMBEDDED, SMALL)
 
 
 command = partial(testing.python, PROJECT)

@@ -45,10 +45,7 @@ TINY = {
 command = partial(testing.python, PROJECT)
 
 
-def arguments(out: Path, **overrides) -> list[str]:
-    options = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
-    words = [f"--{key}={value}" for key, value in options.items()]
-    return ["--config", str(PROJECT / "configs" / "embedded_glue.yaml"), "--out", str(out), *words]
+arguments = partial(testing.arguments, PROJECT / "configs" / "embedded_glue.yaml", TINY)
 
 
 @pytest.fixture(scope="session")

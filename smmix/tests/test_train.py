@@ -27,10 +27,7 @@ PROJECT = Path(train.__file__).parent
 TINY = {"data.limit": 32, "data.batch_size": 8, "model.drop_path": 0.2, "optim.epochs": 3, "run.log_every": 1}
 
 
-def arguments(out: Path, **overrides) -> list[str]:
-    options = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
-    words = [f"--{key}={value}" for key, value in options.items()]
-    return ["--config", str(PROJECT / "cfg.yaml"), "--out", str(out), *words]
+arguments = partial(testing.arguments, PROJECT / "cfg.yaml", TINY)
 
 
 command = partial(testing.python, PROJECT)
