@@ -1,6 +1,6 @@
 """Binary detectors: Faster-RCNN and SSD with 1-bit weights and activations, their signs held by γ.
 
-python train_detection.py --config configs/embedded_detection.yaml    digits on photographs, one to two minutes
+python train_detection.py --config configs/embedded_detection.yaml    digits on photographs, two minutes
 python train_detection.py --config configs/voc_fasterrcnn_r18.yaml --data.root DIR --detector.weights FILE
 torchrun --nproc_per_node=4 train_detection.py --config configs/coco_ssd.yaml --data.root DIR
 """

@@ -317,7 +317,7 @@ def test_a_hint_ends_every_error(tmp_path, written):
     path = tmp_path / "w.pt"
     if written:
         torch.save({"state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match="; give --config as well$"):
+    with pytest.raises(CheckpointError, match=r"; give --config as well$"):
         checkpoint.load_own(path, "kcd", hint="give --config as well")
 
 
