@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from rebnn.glue import losses, metrics, pair, quantisers, tasks, tokenizer, topics, weights
+from rebnn.glue import losses, metrics, optim, pair, quantisers, tasks, tokenizer, topics, weights
 from rebnn.glue.bert import binary_bert, real_bert, start_steps
 from rebnn.glue.config import Config
 from rebnn.glue.cost import count
@@ -24,7 +24,8 @@ from rebnn.glue.data import Sentences, load
 from rebnn.glue.layers import BinaryAttention, Form, SplitLinear, Steps
 from rebnn.glue.optim import BertAdam, groups, warm_linear
 from rebnn.glue.tasks import TASKS, Row
-from rebnn.method import Balance, balanced_gamma, reconstruction_loss
+from rebnn.method import Balance, balanced_gamma, binariser, reconstruction_loss
+from rebnn.method.balance import packed_signs
 from rebnn.method.binariser import binarise
 from rebnn.method.linear import BinaryEmbedding, BinaryLinear, centred
 
@@ -249,8 +250,27 @@ def test_binarising_centred_rows_without_a_copy_is_binarising_the_copy(gamma):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_bert_adam_is_its_formula():
-    weight, other = nn.Parameter(torch.randn(3, 4).double()), nn.Parameter(torch.randn(4).double())
+@pytest.mark.parametrize("mean", [False, True], ids=["as it is", "centred"])
+def test_blocks_of_rows_change_nothing(monkeypatch, mean):
+    weight, alpha, gamma = torch.randn(7, 6, requires_grad=True), torch.rand(7, 1, requires_grad=True), torch.rand(7, 1)
+    with torch.no_grad():
+        weight[2, 3], weight[5] = 0, 0.5
+    means = weight.detach().mean(1, keepdim=True) if mean else None
+    grad = torch.randn(7, 6)
+    found = []
+    for block in (binariser.BLOCK, 12, 1):
+        monkeypatch.setattr(binariser, "BLOCK", block)
+        used = binarise(weight, alpha, gamma, means)
+        found.append([used, *torch.autograd.grad(used, (weight, alpha), grad), packed_signs(weight, means)])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("block", [5, optim.BLOCK], ids=["in blocks", "at once"])
+@pytest.mark.parametrize("shape", [(4,), ()], ids=["vector", "scalar"])
+def test_bert_adam_is_its_formula(monkeypatch, block, shape):
+    monkeypatch.setattr(optim, "BLOCK", block)
+    weight, other = nn.Parameter(torch.randn(3, 4).double()), nn.Parameter(torch.randn(shape).double())
     optimiser = BertAdam(
         [{"params": [weight], "weight_decay": 0.1}, {"params": [other], "weight_decay": 0.0}], 1e-2, clip=1.0
     )
