@@ -5,6 +5,7 @@ The loop itself stands in each project's train.py; it calls what it needs from a
 
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -305,6 +306,8 @@ def entry(main: Callable[[list[str]], object]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except BrokenPipeError:
+        if not _reader_left():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in Python's buffer
         code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -312,3 +315,10 @@ def entry(main: Callable[[list[str]], object]) -> None:
     finally:
         distributed.stop()
     sys.exit(code)
+
+
+def _reader_left() -> bool:
+    """Whether what this process prints goes into a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always told
+    return bool(output.poll(0))

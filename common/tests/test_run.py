@@ -539,6 +539,16 @@ def test_a_reader_that_leaves_early_is_no_fault(lines):
     assert (process.returncode, error) == (141, b"")
 
 
+def test_another_broken_pipe_keeps_its_traceback():
+    def main(argv):
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.write(writing, b"nobody listens")
+
+    with pytest.raises(BrokenPipeError):
+        entry(main)
+
+
 def started(loop_file, tmp_path, hook):
     """The loop in a process of its own, at the moment at which its hook has printed a line."""
     script = (
