@@ -9,11 +9,11 @@ holds the results in folders of the same names; without it the frames themselves
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common.errors import InputError
 from common.images import list_images, read_image
+from common.report import write_metrics
 from common.run import entry
 from common.shadow.metrics import score, summary
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> dict[str, float]:
     mean = {name: float(np.mean([values[name] for values in found.values()])) for name in COLUMNS}
     print(f"{'mean':<16}" + "".join(f" {name} {value:8.3f}" for name, value in mean.items()))
     out = given.out or (given.results or given.videos) / "video.json"
-    out.write_text(json.dumps({**mean, "_meta": {"threshold": given.threshold, "videos": found}}, indent=1) + "\n")
+    write_metrics(out, {**mean, "_meta": {"threshold": given.threshold, "videos": found}})
     return mean
 
 

@@ -38,8 +38,6 @@ TINY = {
 
 
 arguments = partial(testing.arguments, PROJECT / "cfg.yaml", TINY)
-
-
 command = partial(testing.python, PROJECT)
 interrupted = partial(testing.signalled, PROJECT)
 # The share of time that condensation takes is what a clock says.

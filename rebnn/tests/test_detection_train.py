@@ -47,8 +47,6 @@ SMALL = {
 
 
 arguments = partial(testing.arguments, EMBEDDED, SMALL)
-
-
 command = partial(testing.python, PROJECT)
 
 

@@ -43,8 +43,6 @@ TINY = {
     "run.log_every": 1,
 }
 command = partial(testing.python, PROJECT)
-
-
 arguments = partial(testing.arguments, PROJECT / "configs" / "embedded_glue.yaml", TINY)
 
 

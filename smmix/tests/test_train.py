@@ -28,8 +28,6 @@ TINY = {"data.limit": 32, "data.batch_size": 8, "model.drop_path": 0.2, "optim.e
 
 
 arguments = partial(testing.arguments, PROJECT / "cfg.yaml", TINY)
-
-
 command = partial(testing.python, PROJECT)
 interrupted = partial(testing.signalled, PROJECT)
 # How long the un-mixed passes took is what a clock says.

@@ -37,8 +37,6 @@ TINY = {
 
 
 arguments = partial(testing.arguments, PROJECT / "cfg.yaml", TINY)
-
-
 command = partial(testing.python, PROJECT)
 interrupted = partial(testing.signalled, PROJECT)
 
